@@ -1,0 +1,1 @@
+"""Bytes to tensors: safetensors folders, GGUF files, generated weights; the catalogue of models."""

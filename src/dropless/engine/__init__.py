@@ -1,0 +1,1 @@
+"""From request to tokens: scheduler, KV cache, runner, sampler, and the process around them."""

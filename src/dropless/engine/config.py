@@ -1,0 +1,64 @@
+"""The engine's settings: few, typed, checked before anything loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from dropless.errors import SettingsError
+
+DType = Literal["auto", "float32", "bfloat16"]
+Quantization = Literal["auto", "none", "int8"]
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that shapes an engine. `model_path` is local by now: names and hub ids are
+    resolved by `dropless.checkpoints.resolve` before an engine is made.
+
+    Sizes are in tokens unless the name says bytes. None or "auto" means: planned from the machine.
+    """
+
+    model_path: Path  # a checkpoint folder, a GGUF file, or (weights="random") a folder with config.json
+    model_id: str = ""  # the name clients use; empty: the path's own name
+    tokenizer_path: Path | None = None  # None: the model's own
+    weights: Literal["checkpoint", "random"] = "checkpoint"
+    dtype: DType = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
+    quantization: Quantization = "auto"  # auto: int8 on a CPU if the checkpoint is quantized already
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    tensor_parallel_size: int = 1
+    max_model_len: int | None = None  # None: the model's own, cut to what the cache can hold
+    max_running_requests: int = 256
+    max_waiting_requests: int = 4096
+    step_token_budget: int | None = None  # None: 256 on a CPU, 8192 on a GPU
+    block_size: int = 16
+    kv_cache_bytes: int | None = None  # None: planned
+    memory_fraction: float = 0.9  # of the device's memory that the plan may use
+    prefix_caching: bool = True
+    seed: int = 0  # for generated weights only; requests carry their own
+    threads: int | None = None  # CPU threads; None: all cores given to this process
+
+    def __post_init__(self) -> None:
+        _positive("tensor_parallel_size", self.tensor_parallel_size)
+        _positive("max_running_requests", self.max_running_requests)
+        _positive("max_waiting_requests", self.max_waiting_requests)
+        for name in ("max_model_len", "step_token_budget", "kv_cache_bytes", "threads"):
+            value = getattr(self, name)
+            if value is not None:
+                _positive(name, value)
+        if self.block_size not in (8, 16, 32, 64, 128):
+            raise SettingsError(
+                f"block_size is {self.block_size}; use 8, 16, 32, 64 or 128 (16 suits most)"
+            )
+        if not 0.05 <= self.memory_fraction <= 0.98:
+            raise SettingsError(
+                f"memory_fraction is {self.memory_fraction}; it must be between 0.05 and 0.98"
+            )
+        if self.weights == "random" and self.quantization == "int8" and self.device == "cuda":
+            raise SettingsError("int8 is a CPU format; use quantization none on a GPU")
+
+
+def _positive(name: str, value: int) -> None:
+    if value < 1:
+        raise SettingsError(f"{name} is {value}; it must be at least 1")

@@ -1,0 +1,1 @@
+"""Model families, one file each: configuration and forward on one screen."""

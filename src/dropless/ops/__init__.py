@@ -1,0 +1,1 @@
+"""The mathematics: one op = one signature + one PyTorch reference; fast versions beside it."""
