@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -53,10 +53,10 @@ def _server(answer: Answer) -> Iterator[str]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         server.close()
-        handlers = asyncio.all_tasks(loop)
-        for handler in handlers:
+        for handler in asyncio.all_tasks(loop):
             handler.cancel()
-        loop.run_until_complete(asyncio.gather(*handlers, return_exceptions=True))
+            with suppress(asyncio.CancelledError):
+                loop.run_until_complete(handler)
         loop.close()
 
 
