@@ -17,15 +17,18 @@ import json
 import platform
 import random
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
+from gguf import GGUFReader
 from rich.console import Console
 
 from dropless.bench.metrics import summarize
@@ -99,6 +102,23 @@ def run(peers: list[Peer], arguments: argparse.Namespace) -> list[Measurement]:
     return found
 
 
+def measured_limits(gguf: Path, threads: int) -> dict[str, float]:
+    """What the machine allows one stream of this model, in tokens a second: decoding reads the
+    whole file once a token, prefill multiplies every weight of the layers once a token."""
+    script = Path(__file__).parent / "peers" / "machine_limits.py"
+    size = gguf.stat().st_size
+    command = [sys.executable, str(script), str(size), str(threads)]
+    machine_rates = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    tensors = GGUFReader(gguf).tensors
+    weights = sum(int(t.n_elements) for t in tensors if t.name.startswith("blk."))
+    fastest = max(machine_rates["matmul_tflop_s"].values())
+    return {
+        **machine_rates,
+        "decode": machine_rates["read_gb_s"] * 1e9 / size,
+        "prefill": fastest * 1e12 / (2 * weights),
+    }
+
+
 def median_of(found: list[Measurement], peer: str, streams: int, figure: str) -> float:
     return statistics.median(
         getattr(m, figure) for m in found if (m.peer, m.streams) == (peer, streams)
@@ -125,45 +145,54 @@ def machine() -> dict[str, Any]:
 
 
 def markdown(document: dict[str, Any], found: list[Measurement]) -> str:
-    about, settings = document["machine"], document["settings"]
+    """The tables to publish. Ratios are the first peer against the others and the limit."""
+    about, settings, limits = document["machine"], document["settings"], document["limits"]
     names, streams = settings["peers"], settings["streams"]
-    versions = ", ".join(f"{name} {v}" for name, v in about["packages"].items())
-    ours = names[0]
-    others = names[1:] if ours.startswith("dropless") else []
+    inputs, outputs, least = settings["input_tokens"], settings["output_tokens"], min(streams)
 
-    def row(label: str, value: Callable[[str], float]) -> str:
+    def row(label: str, limit: float, value: Callable[[str], float]) -> str:
         values = [value(name) for name in names]
-        ratios = [values[0] / values[names.index(other)] for other in others]
-        cells = [f"{v:.1f}" for v in values] + [f"{r:.2f}" for r in ratios]
-        return f"| {label} | " + " | ".join(cells) + " |"
+        ratios = [values[0] / other for other in (*values[1:], limit)]
+        cells = [f"{v:.1f}" for v in (*values, limit)] + [f"{ratio:.2f}" for ratio in ratios]
+        return f"| {label} | {' | '.join(cells)} |"
 
-    inputs, least = settings["input_tokens"], min(streams)
+    def output_limit(count: int) -> float:
+        return count * outputs / (count * inputs / limits["prefill"] + outputs / limits["decode"])
+
+    columns = [*names, "limit", *(f"{names[0]} / {other}" for other in (*names[1:], "limit"))]
+    versions = ", ".join(f"{name} {v}" for name, v in about["packages"].items())
     lines = [
-        f"{settings['model']}, prompts of {inputs} tokens, {settings['output_tokens']} out, "
-        f"greedy; {settings['threads']} threads; medians of {settings['repeats']} interleaved "
-        "repeats.",
+        f"{settings['model']}, prompts of {inputs} tokens, {outputs} out, greedy; "
+        f"{settings['threads']} threads; medians of {settings['repeats']} interleaved repeats.",
         f"{about['cpu']}, {about['cores']} cores ({', '.join(about['cpu_features'])}), "
         f"{about['memory_gib']} GiB; {versions}; Python {about['python']}; {about['date'][:10]}.",
+        f"Limit: weights read at {limits['read_gb_s']:.0f} GB/s, multiplied at "
+        f"{max(limits['matmul_tflop_s'].values()):.2f} TFLOP/s, both measured in this run.",
         "",
-        f"| tokens/s | {' | '.join(names)} |" + "".join(f" {ours} / {o} |" for o in others),
-        "|---" + "|---:" * (len(names) + len(others)) + "|",
-        row("prefill, one stream", lambda n: inputs * 1e3 / median_of(found, n, least, "ttft_ms")),
-        row("decode, one stream", lambda n: 1e3 / median_of(found, n, least, "tpot_ms")),
-        *(
-            row(
-                f"output, {count} stream{'s' * (count > 1)} in all",
-                lambda n, c=count: median_of(found, n, c, "output_throughput"),
-            )
-            for count in streams
+        f"| tokens/s | {' | '.join(columns)} |",
+        "|---" + "|---:" * len(columns) + "|",
+        row(
+            "prefill, one stream",
+            limits["prefill"],
+            lambda name: inputs * 1e3 / median_of(found, name, least, "ttft_ms"),
         ),
-        "",
-        "| memory, MB | peak resident, all processes | proportional, after the run |",
-        "|---|---:|---:|",
-        *(
-            f"| {name} | {memory['peak_rss'] / 1e6:.0f} | {memory['pss'] / 1e6:.0f} |"
-            for name, memory in document["memory_bytes"].items()
+        row(
+            "decode, one stream",
+            limits["decode"],
+            lambda name: 1e3 / median_of(found, name, least, "tpot_ms"),
         ),
     ]
+    for count in streams:
+        label = f"output, {count} streams in all" if count > 1 else "output, one stream"
+        rate = partial(median_of, found, streams=count, figure="output_throughput")
+        lines.append(row(label, output_limit(count), rate))
+    lines += [
+        "",
+        "| memory, MB | peak resident, summed | proportional, after the run |",
+        "|---|---:|---:|",
+    ]
+    for name, memory in document["memory_bytes"].items():
+        lines.append(f"| {name} | {memory['peak_rss'] / 1e6:.0f} | {memory['pss'] / 1e6:.0f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -193,6 +222,7 @@ def main() -> None:
     arguments = parse_arguments()
     names = arguments.peers.split(",")
     about = machine()
+    limits = measured_limits(arguments.gguf, arguments.threads)
     peers: list[Peer] = []
     try:
         peers = start_peers(names, arguments)
@@ -218,6 +248,7 @@ def main() -> None:
             "output_tokens": arguments.output_tokens,
             "threads": arguments.threads,
         },
+        "limits": limits,
         "memory_bytes": memory,
         "measurements": [asdict(measurement) for measurement in found],
     }
