@@ -1,0 +1,129 @@
+"""Answers the lines of a batch file with an engine of its own, many at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from dropless.cli.batch_file import BatchFile
+from dropless.cli.local_engine import LocalEngine
+from dropless.engine.messages import EngineRequest
+from dropless.engine.output import OutputText
+from dropless.engine.sampling_params import SamplingParams
+from dropless.errors import EngineDeadError, EngineError, InvalidRequestError
+from dropless.server.errors import invalid_request
+from dropless.server.protocol import ChatBody, CompletionBody
+
+Result = dict[str, Any]
+NOT_HERE = ("stream", "echo", "n", "best_of", "logprobs", "prompt_logprobs", "top_logprobs")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLine:
+    """One line, understood: `prompt` is text, token ids or chat messages."""
+
+    id: Any
+    prompt: str | list[int] | list[dict[str, str]]
+    params: SamplingParams
+
+
+def parse_line(line: bytes, defaults: dict[str, Any]) -> BatchLine:
+    """A line is the body of an OpenAI request, with `messages` or `prompt`, and may have an `id`.
+
+    Raises:
+        InvalidRequestError: it is no JSON object, has neither or both, or a wrong field.
+    """
+    try:
+        given = json.loads(line)
+    except ValueError as error:
+        raise InvalidRequestError(f"the line is not valid JSON: {error}") from None
+    if not isinstance(given, dict) or ("prompt" in given) == ("messages" in given):
+        raise InvalidRequestError('a line is {"prompt": ...} or {"messages": [...]}')
+    for field in NOT_HERE:
+        if given.get(field) not in (None, False) and (field, given[field]) != ("n", 1):
+            raise InvalidRequestError(
+                f"{field} is not for batch files: each line gets one answer, as text", param=field
+            )
+    identity = given.pop("id", None)
+    if given.get("max_completion_tokens") is not None:
+        defaults = {name: v for name, v in defaults.items() if name != "max_tokens"}
+    try:
+        if "messages" in given:
+            chat = ChatBody.model_validate({"model": "", **defaults, **given})
+            return BatchLine(identity, chat.template_messages(), chat.sampling_params())
+        body = CompletionBody.model_validate({"model": "", **defaults, **given})
+    except ValidationError as error:
+        raise invalid_request(error) from None
+    if len(body.prompts) != 1:
+        raise InvalidRequestError("prompt holds several prompts; write one a line", param="prompt")
+    return BatchLine(identity, body.prompts[0], body.sampling_params())
+
+
+async def run_batch(
+    engine: LocalEngine,
+    batch: BatchFile,
+    defaults: dict[str, Any],
+    on_result: Callable[[Result], None],
+) -> None:
+    """Answer every unfinished line; a line that fails gets a result with an `error`.
+
+    Raises:
+        EngineDeadError: the engine process died. What is done is kept; run again to go on.
+    """
+    lines = batch.unfinished()
+    # Twice what runs together, so that the engine always finds the next one waiting.
+    workers = min(2 * engine.ready.max_running_requests, engine.ready.max_waiting_requests)
+
+    async def work(unanswered: Iterator[tuple[int, bytes]]) -> None:
+        for number, line in unanswered:  # shared: each worker takes the next
+            result = await _answer(engine, number, line, defaults)
+            batch.add(number, result)
+            on_result(result)
+
+    await asyncio.gather(*(work(lines) for _ in range(workers)))
+
+
+async def _answer(
+    engine: LocalEngine, number: int, line: bytes, defaults: dict[str, Any]
+) -> Result:
+    identity: Result = {}
+    try:
+        parsed = parse_line(line, defaults)
+        identity = {} if parsed.id is None else {"id": parsed.id}
+        prompt = _token_ids(engine, parsed.prompt)
+        output = OutputText(engine.tokenizer, parsed.params)
+        text, tokens, reason = [], 0, None
+        request = EngineRequest(f"line-{number}", prompt, parsed.params)
+        async with aclosing(engine.client.generate(request)) as deltas:
+            async for delta in deltas:
+                piece = output.push(delta)
+                text.append(piece.text)
+                tokens += len(delta.new_token_ids)
+                reason = piece.finish_reason
+                if reason is not None:
+                    break
+    except EngineDeadError:
+        raise
+    except (InvalidRequestError, EngineError) as error:
+        return {**identity, "error": str(error)}
+    return {
+        **identity,
+        "text": "".join(text),
+        "finish_reason": reason,
+        "prompt_tokens": len(prompt),
+        "completion_tokens": tokens,
+    }
+
+
+def _token_ids(engine: LocalEngine, prompt: str | list[int] | list[dict[str, str]]) -> list[int]:
+    if isinstance(prompt, str):
+        return engine.tokenizer.encode(prompt, add_bos=engine.tokenizer.add_bos)
+    if prompt and isinstance(prompt[0], dict):
+        return engine.template.render(prompt)
+    return prompt
