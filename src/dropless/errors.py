@@ -79,7 +79,14 @@ class EngineError(DroplessError):
 
 
 class EngineDeadError(EngineError):
-    """The engine process is gone or restarting; in-flight requests are lost to it."""
+    """The engine process is gone or restarting; in-flight requests are lost to it.
+
+    `retry_after_s` is when a retry may succeed; None when the engine does not come back by itself.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class EngineOverloadedError(EngineError):

@@ -70,6 +70,18 @@ class StepDeltas(msgspec.Struct, frozen=True, tag="step"):
     deltas: list[TokenDelta]
 
 
+class RequestRefused(msgspec.Struct, frozen=True, tag="refused"):
+    """The engine did not take a request; nothing else follows for it. `kind` is the class name in
+    the error tree, the other fields are that error's own."""
+
+    request_id: str
+    kind: str
+    message: str
+    param: str | None = None
+    code: str | None = None
+    retry_after_s: float | None = None
+
+
 class EngineStats(msgspec.Struct, frozen=True):
     """A truthful picture of the engine at one moment. Counters only grow."""
 
@@ -121,10 +133,11 @@ class LoadProgress(msgspec.Struct, frozen=True, tag="progress"):
 
 
 class EngineFailed(msgspec.Struct, frozen=True, tag="failed"):
-    """The engine could not start or stops for good. `kind` is the class name in the error tree."""
+    """The engine could not start or stops for good. `kind` is the class name in the error tree.
+    Left in the process' private folder for its parent, which reads it when the process is gone."""
 
     kind: str
     message: str
 
 
-FromEngine = StepDeltas | Pong | EngineReady | LoadProgress | EngineFailed
+FromEngine = StepDeltas | RequestRefused | Pong | EngineReady | LoadProgress
