@@ -239,11 +239,15 @@ class Mailbox:
         self._abort_all(client, reason)
 
     def _give_up_silent_clients(self) -> None:
-        """Aborts what silent clients have running. They stay known, so that one that was only
-        suspended finds its requests ended when it reads again."""
+        """Aborts what silent clients have running, and forgets those that have nothing. So one
+        that was only suspended finds its requests ended when it reads again."""
         deadline = time.monotonic() - CLIENT_SILENCE_S
-        for client in self._clients.values():
-            if client.last_seen < deadline and not client.silent:
+        for identity, client in list(self._clients.items()):
+            if client.last_seen >= deadline:
+                continue
+            if not client.live:
+                del self._clients[identity]
+            elif not client.silent:
                 client.silent = True
                 self._abort_all(client, f"it has been silent for {CLIENT_SILENCE_S:.0f} s")
 

@@ -55,7 +55,7 @@ class EngineProcess:
                 "set TMPDIR to a shorter one"
             )
         transport.write_config(folder, config)
-        self._process = _spawn(folder, builder)
+        self._process = spawn(folder, builder)
         self._pidfd = os.pidfd_open(self._process.pid)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = transport.connect_client(self._context, folder)
@@ -140,7 +140,7 @@ class EngineProcess:
         self.died.set_result(transport.to_error(failure) if failure else _death(code))
 
 
-def _spawn(folder: Path, builder: str) -> subprocess.Popen[bytes]:
+def spawn(folder: Path, builder: str) -> subprocess.Popen[bytes]:
     """Its own process group: Ctrl-C reaches the parent only, and one kill reaches all workers."""
     command = [sys.executable, "-P", "-m", "dropless.engine.process", str(folder)]
     options = ["--parent-pid", str(os.getpid()), "--builder", builder]
