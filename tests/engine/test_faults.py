@@ -148,7 +148,8 @@ def test_a_silent_engine_is_killed_and_replaced(
         monkeypatch.setattr("dropless.engine.transport.PING_INTERVAL_S", 0.05)
         assert client.pid is not None
         os.kill(client.pid, signal.SIGSTOP)
-        await wait_for_health(client, lambda health: health.restarts == 1)
+        health = await wait_for_health(client, lambda health: health.restarts == 1)
+        assert "60 pings unanswered" in health.detail
         await wait_for_health(client, lambda health: health.ok)
 
     run_with(tiny_config, scenario)

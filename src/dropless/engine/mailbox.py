@@ -112,6 +112,7 @@ class Mailbox:
         self._closing = True
         os.eventfd_write(self._wake, 1)
         self._thread.join()
+        os.close(self._wake)
 
     # IO thread
 

@@ -44,6 +44,7 @@ class EngineProcess:
         self._loop = asyncio.get_running_loop()
         self._on_message = on_message
         self._unanswered = 0
+        self._verdict: DroplessError | None = None  # why we killed it
         self._closed = False
         self.died: asyncio.Future[DroplessError] = self._loop.create_future()
         self._directory = tempfile.TemporaryDirectory(prefix="dropless-")  # mode 0700
@@ -105,7 +106,9 @@ class EngineProcess:
         if self._closed:
             return
         if self._unanswered >= MAX_UNANSWERED_PINGS:
-            logger.error("the engine left %d pings unanswered; killing it", self._unanswered)
+            self._verdict = EngineDeadError(
+                f"the engine process left {self._unanswered} pings unanswered and was killed"
+            )
             self._kill()
             return
         self._unanswered += 1
@@ -137,7 +140,8 @@ class EngineProcess:
         os.close(self._pidfd)
         self._context.destroy(linger=0)
         self._directory.cleanup()
-        self.died.set_result(transport.to_error(failure) if failure else _death(code))
+        own_words = transport.to_error(failure) if failure is not None else None
+        self.died.set_result(own_words or self._verdict or _death(code))
 
 
 def spawn(folder: Path, builder: str) -> subprocess.Popen[bytes]:
