@@ -37,8 +37,11 @@ class Checkpoint(Protocol):
     ) -> torch.Tensor:
         """The tensor, or the slice `start : start + length` of its dimension `dim`.
 
-        `shape` is the full, expected shape; only the slice's bytes are read from disk where the
-        format allows. The result is contiguous and owns its memory.
+        `shape` is the full, expected shape: the stored one, or a view of it that splits the first
+        dimension (merged experts stored `[experts * width, hidden]`, read as
+        `(experts, width, hidden)`, so that `dim=1` cuts each expert). `length=None` reaches to
+        the end. Only the slice's bytes are read from disk where the format allows. The result is
+        contiguous and owns its memory.
 
         Raises:
             CheckpointError: the tensor is absent, has another shape, or is cut short.

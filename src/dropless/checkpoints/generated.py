@@ -1,0 +1,79 @@
+"""Weights made up on the spot: the published shape of a model without its files."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dropless.checkpoints.folder import read_config, read_eos_token_ids
+from dropless.checkpoints.gguf_file import GGUFFile
+from dropless.checkpoints.slices import plan_slab
+
+_STD = 0.02  # the initial scale of most published models
+_WHOLE_LIMIT = 1 << 22  # elements
+
+
+class GeneratedWeights:
+    """A `Checkpoint` that makes any tensor it is asked for, the same each time for one seed.
+
+    Matrices and biases are normal with deviation 0.02, norm weights near 1. A tensor of up to
+    4 Mi elements is made whole on the CPU in float32 and then cut and converted: its slices agree
+    with the whole on every device. A larger one is made in place on the target device, seeded by
+    (seed, name, start of the slice): fast and without a copy, but ranks that cut it differently
+    see different numbers.
+    """
+
+    quantized = False
+
+    def __init__(self, path: Path, seed: int = 0) -> None:
+        self.path = path
+        self.seed = seed
+        if path.is_dir():
+            self.config: Mapping[str, Any] = read_config(path)
+            self.eos_token_ids = read_eos_token_ids(path, self.config)
+        else:
+            model = GGUFFile(path)
+            self.config, self.eos_token_ids = model.config, model.eos_token_ids
+
+    def has(self, name: str) -> bool:
+        """True of every name, save for an output matrix that the configuration ties to the
+        embedding."""
+        return not (name == "lm_head.weight" and self.config.get("tie_word_embeddings"))
+
+    def names(self) -> list[str]:
+        """Empty: nothing is stored."""
+        return []
+
+    def read(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        *,
+        dim: int | None = None,
+        start: int = 0,
+        length: int | None = None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> torch.Tensor:
+        """See `Checkpoint.read`; any shape is right."""
+        slab = plan_slab(name, shape, shape, dim, start, length)
+        mean = 1.0 if len(shape) == 1 and not name.endswith(".bias") else 0.0
+        if math.prod(shape) > _WHOLE_LIMIT:
+            generator = self._generator(f"{name}:{start}", device)
+            result = torch.empty(slab.shape, dtype=dtype, device=device)
+            return result.normal_(mean, _STD, generator=generator)
+        whole = torch.empty(shape, dtype=torch.float32)
+        whole.normal_(mean, _STD, generator=self._generator(name, torch.device("cpu")))
+        if dim is not None:
+            whole = whole.narrow(dim, start, slab.shape[dim])
+        return torch.empty(slab.shape, dtype=dtype, device=device).copy_(whole)
+
+    def _generator(self, what: str, device: torch.device) -> torch.Generator:
+        """A random source that depends on the seed and `what` alone."""
+        digest = hashlib.sha256(f"{self.seed}:{what}".encode()).digest()
+        return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "little"))
