@@ -13,6 +13,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from dropless.errors import CheckpointError
 from dropless.text.tiktoken_vocab import load_tiktoken_vocabulary
 from dropless.text.vocabulary import (
+    CHATML,
     Vocabulary,
     byte_level_piece,
     ordinary_encoder,
@@ -30,7 +31,7 @@ def load_hf_vocabulary(folder: Path) -> Vocabulary:
     """
     config = _read_json(folder / "tokenizer_config.json")
     specials = _special_texts(folder, config)
-    template = _chat_template(folder, config)
+    template = read_chat_template(folder)
     if (folder / "tokenizer.json").exists():
         return _from_tokenizer_json(folder, config, specials, template)
     if config.get("tokenizer_class") == "TiktokenTokenizerWrapper":
@@ -165,16 +166,20 @@ def _eos_token_ids(folder: Path, tokenizer_eos: int | None) -> tuple[int, ...]:
     return tuple(sorted(i for i in ends if i is not None))
 
 
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """tokenizer_config.json's template (the one named `default` of several), or the newer file."""
+def read_chat_template(folder: Path) -> str | None:
+    """The folder's own template: chat_template.jinja, or tokenizer_config.json's (the one named
+    `default` of several). DBRX's ChatML for a DBRX folder that has none."""
     file = folder / "chat_template.jinja"
     if file.exists():
         return file.read_text(encoding="utf-8")
-    template = config.get("chat_template")
+    template = _read_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):
         by_name = {entry["name"]: entry["template"] for entry in template}
         template = by_name.get("default")
-    return template if isinstance(template, str) else None
+    if isinstance(template, str):
+        return template
+    is_dbrx = _read_json(folder / "config.json").get("model_type") == "dbrx"
+    return CHATML if is_dbrx else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from dropless.errors import CheckpointError
 from dropless.text.gguf_vocab import load_gguf_vocabulary
 from dropless.text.hf_vocab import load_hf_vocabulary
-from dropless.text.vocabulary import Vocabulary
+from dropless.text.vocabulary import CHATML, Vocabulary
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
@@ -99,7 +99,7 @@ class ByteTokenizer(Tokenizer):
                 eos_token_ids=(256, 258),
                 add_bos=False,
                 leading_space=False,
-                chat_template=None,
+                chat_template=CHATML,
                 special_texts={"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"},
             )
         )

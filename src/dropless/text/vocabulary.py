@@ -8,6 +8,12 @@ from functools import cache
 
 from tokenizers import Tokenizer as FastTokenizer
 
+# How DBRX's messages are laid out when its files bring no template: no default system prompt.
+CHATML = (
+    "{% for message in messages %}{{ '' if loop.first else '\\n' }}"
+    "{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' }}{% endfor %}"
+    "{{ '\\n<|im_start|>assistant\\n' if add_generation_prompt else '' }}"
+)
 SPACE_MARK = "▁"  # how SentencePiece vocabularies write a space
 
 
