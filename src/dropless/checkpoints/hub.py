@@ -5,15 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
-
 from dropless.checkpoints.progress import Progress, silent
 from dropless.errors import DownloadError, ModelNotFoundError
 
@@ -36,6 +27,16 @@ def pull_from_hub(hub_id: str, progress: Progress = silent) -> Path:
         ModelNotFoundError: the hub has no such model, or it needs permission.
         DownloadError: the hub cannot be reached, or the disk is full.
     """
+    # Here and not above: the library takes longer to import than everything else together.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
     progress(f"fetching {hub_id} from the hub", 0, None)
     try:
         return Path(snapshot_download(hub_id, allow_patterns=_PATTERNS))
