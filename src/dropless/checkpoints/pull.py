@@ -61,7 +61,7 @@ def pull(
         if error.errno in _DISK_FULL:
             raise DownloadError(
                 f"the disk of {target.parent} is full: free some space and pull {entry.name}"
-                " again, what was fetched is kept"
+                " again, parts fetched whole are kept"
             ) from error
         raise DownloadError(
             f"cannot write to {target.parent}: {error.strerror or error}; make it writable or"
