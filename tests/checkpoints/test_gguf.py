@@ -1,17 +1,11 @@
-"""GGUF files: names, layouts, block formats, configuration, and every way a file can be broken."""
+"""GGUF files: names, layouts, block formats, configuration."""
 
 from __future__ import annotations
-
-import contextlib
-import math
-from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from dropless.checkpoints.catalogue import default_model
 from dropless.checkpoints.open import open_checkpoint
@@ -19,76 +13,22 @@ from dropless.checkpoints.pull import pull
 from dropless.checkpoints.writer import dbrx_tensor_shapes, write_tiny_dbrx
 from dropless.errors import CheckpointError, ConfigError
 from tests.checkpoints.dbrx_gguf import export_dbrx_gguf
+from tests.checkpoints.small_gguf import (
+    HEAD_DIM,
+    HEADS,
+    HIDDEN,
+    KV_HEADS,
+    VOCAB,
+    WIDTH,
+    llama_metadata,
+    llama_tensors,
+    random,
+    write_gguf,
+)
 
 CPU = torch.device("cpu")
 F32 = torch.float32
-HEADS, KV_HEADS, HEAD_DIM, HIDDEN, WIDTH, VOCAB = 4, 2, 16, 64, 96, 48
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
-
-
-def llama_metadata() -> dict[str, object]:
-    return {
-        "block_count": 1,
-        "context_length": 128,
-        "embedding_length": HIDDEN,
-        "feed_forward_length": WIDTH,
-        "attention.head_count": HEADS,
-        "attention.head_count_kv": KV_HEADS,
-        "attention.layer_norm_rms_epsilon": 1e-5,
-        "rope.freq_base": 500000.0,
-    }
-
-
-def random(*shape: int) -> np.ndarray:
-    return np.random.default_rng(math.prod(shape)).standard_normal(shape).astype(np.float32)
-
-
-def llama_tensors() -> dict[str, np.ndarray]:
-    return {
-        "token_embd.weight": random(VOCAB, HIDDEN),
-        "output_norm.weight": random(HIDDEN),
-        "blk.0.attn_norm.weight": random(HIDDEN),
-        "blk.0.attn_q.weight": random(HEADS * HEAD_DIM, HIDDEN),
-        "blk.0.attn_k.weight": random(KV_HEADS * HEAD_DIM, HIDDEN),
-        "blk.0.attn_v.weight": random(KV_HEADS * HEAD_DIM, HIDDEN),
-        "blk.0.attn_output.weight": random(HIDDEN, HEADS * HEAD_DIM),
-        "blk.0.ffn_norm.weight": random(HIDDEN),
-        "blk.0.ffn_gate.weight": random(WIDTH, HIDDEN),
-        "blk.0.ffn_up.weight": random(WIDTH, HIDDEN),
-        "blk.0.ffn_down.weight": random(HIDDEN, WIDTH),
-    }
-
-
-def write_gguf(
-    path: Path,
-    metadata: dict[str, object],
-    tensors: dict[str, np.ndarray],
-    architecture: str = "llama",
-    kinds: dict[str, gguf.GGMLQuantizationType] | None = None,
-    **writer_options: int,
-) -> Path:
-    writer = gguf.GGUFWriter(path, architecture, **writer_options)
-    for key, value in metadata.items():
-        full_key = key if key.startswith("tokenizer.") else f"{architecture}.{key}"
-        if isinstance(value, list):
-            writer.add_array(full_key, value)
-        elif isinstance(value, float):
-            writer.add_float32(full_key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(full_key, value)
-        else:
-            writer.add_string(full_key, str(value))
-    for name, tensor in tensors.items():
-        kind = (kinds or {}).get(name)
-        if kind is None:
-            writer.add_tensor(name, tensor)
-        else:
-            writer.add_tensor(name, gguf.quantize(tensor, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def read(checkpoint, name, shape, **part) -> torch.Tensor:
@@ -365,64 +305,6 @@ def test_split_files_are_one_checkpoint(tmp_path) -> None:
         open_checkpoint(parts[0])
     with pytest.raises(CheckpointError, match="original names"):
         open_checkpoint(parts[0].rename(tmp_path / "renamed.gguf"))
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Path:
-    metadata = llama_metadata() | {"tokenizer.ggml.tokens": ["a", "b", "<|im_end|>"]}
-    path = tmp_path_factory.mktemp("gguf") / "m.gguf"
-    return write_gguf(path, metadata, llama_tensors())
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
-@given(data=st.data())
-def test_truncated_anywhere_is_a_checkpoint_error(small, tmp_path, data) -> None:
-    content = small.read_bytes()
-    header = content.index(b"blk.0.ffn_down.weight")
-    # The writer pads the end of the file; a cut there loses nothing.
-    last = len(content) - 32
-    cut = data.draw(st.integers(0, header) | st.integers(0, last))
-    (tmp_path / "cut.gguf").write_bytes(content[:cut])
-    with pytest.raises(CheckpointError, match=r"truncated|no GGUF file"):
-        open_checkpoint(tmp_path / "cut.gguf")
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
-@given(data=st.data())
-def test_damaged_header_never_crashes(small, tmp_path, data) -> None:
-    content = bytearray(small.read_bytes())
-    header = content.index(b"blk.0.ffn_down.weight") + 64
-    for _ in range(data.draw(st.integers(1, 4))):
-        content[data.draw(st.integers(0, header - 1))] = data.draw(st.integers(0, 255))
-    path = tmp_path / "damaged.gguf"
-    path.write_bytes(content)
-    with contextlib.suppress(CheckpointError):
-        checkpoint = open_checkpoint(path)
-        for name in checkpoint.names():
-            read(checkpoint, name, (64, 64))
-
-
-def test_a_cut_file_names_the_tensor(small, tmp_path) -> None:
-    (tmp_path / "cut.gguf").write_bytes(small.read_bytes()[:-64])
-    with pytest.raises(CheckpointError, match=r"cut.gguf is truncated: tensor blk.0.ffn_down"):
-        open_checkpoint(tmp_path / "cut.gguf")
-
-
-def test_a_file_that_shrinks_after_opening(small, tmp_path) -> None:
-    path = tmp_path / "m.gguf"
-    path.write_bytes(small.read_bytes())
-    checkpoint = open_checkpoint(path)
-    path.write_bytes(small.read_bytes()[:4096])
-    with pytest.raises(CheckpointError, match="has changed since it was opened"):
-        read(checkpoint, "model.layers.0.mlp.down_proj.weight", (HIDDEN, WIDTH))
-
-
-def test_other_versions_are_refused(small, tmp_path) -> None:
-    content = bytearray(small.read_bytes())
-    content[4] = 1
-    (tmp_path / "old.gguf").write_bytes(content)
-    with pytest.raises(CheckpointError, match="GGUF version 1"):
-        open_checkpoint(tmp_path / "old.gguf")
 
 
 @pytest.mark.model
