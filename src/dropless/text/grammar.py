@@ -27,7 +27,7 @@ _CACHED_GRAMMARS = 64
 _MAX_REASON_CHARS = 400
 _CHECKED_TOKENS = 512  # at the end of a budget, where every token must leave a way to the end
 _THOROUGH = SearchLimits(tokens=4096, states=20_000, seconds=2.0)
-_PER_TOKEN = SearchLimits(tokens=1024, states=1500, seconds=0.1)
+_PER_TOKEN = SearchLimits(tokens=1024, states=1500, seconds=0.05)
 # Without a bound a small model may write spaces until its budget ends.
 _JSON_OPTIONS = {"whitespace_pattern": r"[ \n\r\t]{1,40}"}
 
@@ -70,7 +70,7 @@ class Matcher:
         """Follow one token without a budget; False, and no change, if it is not allowed."""
         if self._matcher.try_consume_tokens([token_id]) != 1:
             return False
-        self._closing, self._closing_fits = self._after(token_id), False
+        self._closing, self._closing_fits = self._search.after(self._closing, token_id), False
         return True
 
     def closing(self) -> list[int]:
@@ -110,7 +110,9 @@ class Matcher:
         closing = self.closing()
         trial = self._matcher.deep_copy()
         if trial.try_consume_tokens([token_id]) == 1:
-            found = self._search.find(trial, self._after(token_id), _PER_TOKEN)
+            found = self._search.find(
+                trial, self._search.after(self._closing, token_id), _PER_TOKEN
+            )
             if found is not None and len(found) < remaining:
                 self._matcher, self._closing = trial, found
                 return token_id
@@ -119,11 +121,6 @@ class Matcher:
         self._matcher.try_consume_tokens([chosen])
         self._check_error()
         return chosen
-
-    def _after(self, token_id: int) -> list[int]:
-        """The known closing as it would stand after this token."""
-        follows = self._closing and self._closing[0] == token_id
-        return self._closing[1:] if follows else self._closing
 
     def _check_error(self) -> None:
         if self._matcher.is_error():

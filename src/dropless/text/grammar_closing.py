@@ -18,10 +18,12 @@ _FAVOURITES = [
 ]  # fmt: skip
 _CHARACTER_CLASSES = [
     b"0123456789", b"abcdefghijklmnopqrstuvwxyz", b"ABCDEFGHIJKLMNOPQRSTUVWXYZ",
-    b"0123456789abcdef", b"-", b"=", b".", b"*", b"_", b" ", b"\n", b"\t",
+    b"0123456789abcdef", b"-", b"=", b".", b"*", b"_",
 ]  # fmt: skip
+_SPACES = [b" ", b"\n", b"\t"]
 _PER_CLASS_AND_LENGTH = 2
-_TRIED_TOKENS = 12  # of one state
+_TRIED_TOKENS = 40  # from one state
+_CHILDREN = 8  # kept of one state
 _BEAM = 5  # states kept of one length
 _BEAM_UNSEEN = 8  # further ones, if nothing like them was met before
 _OLD_CLOSING_STARTS = 4  # how much of an old closing may have been done already
@@ -67,6 +69,26 @@ class ClosingSearch:
         groups = self._useful_tokens()
         self._candidates = np.array([i for group in groups for i in group], dtype=np.int64)
         self._group_of = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+
+    def after(self, closing: Sequence[int], token_id: int) -> list[int]:
+        """What is left of a closing when `token_id` has been followed: less, if the token is how
+        the closing begins, also where the closing spells that with other tokens."""
+        text = b"".join(self._pieces[i] for i in closing)
+        piece = self._pieces[token_id]
+        if closing and closing[0] == token_id:
+            return list(closing[1:])
+        if not piece or not text.startswith(piece):
+            return list(closing)
+        rest: list[int] = []
+        start = len(piece)
+        while start < len(text):
+            sizes = range(min(self._longest, len(text) - start), 0, -1)
+            size = next((n for n in sizes if text[start : start + n] in self._id_of), 0)
+            if not size:  # a character of which only the whole is a token
+                return list(closing)
+            rest.append(self._id_of[text[start : start + size]])
+            start += size
+        return rest
 
     def find(
         self, matcher: Any, old_closing: Sequence[int], limits: SearchLimits
@@ -132,6 +154,8 @@ class ClosingSearch:
             elif len(self._pieces[token_id]) > len(self._pieces[twin.path[-1]]):
                 child.detours, child.since_detour = twin.detours, twin.since_detour
                 alike[child.looks] = child
+            if len(alike) == _CHILDREN:
+                break
         return list(alike.values())
 
     def _child(self, state: _State, token_id: int, rank: int) -> _State | None:
@@ -168,18 +192,29 @@ class ClosingSearch:
 
     def _useful_tokens(self) -> list[list[int]]:
         """Token ids in groups, to be tried in this order: each favourite, the longest tokens of
-        each character class, each single byte."""
-        groups = [[piece] for piece in _FAVOURITES]
+        each character class, each byte, runs of spaces."""
         by_length = sorted(self._id_of, key=len, reverse=True)
-        for letters in _CHARACTER_CLASSES:
-            of_class = [piece for piece in by_length if not piece.strip(letters)]
-            same_length = groupby(of_class, key=len)
-            groups.append(
-                [p for _, some in same_length for p in list(some)[:_PER_CLASS_AND_LENGTH]]
-            )
-        groups += [[bytes([byte])] for byte in [*range(33, 127), *range(33), *range(127, 256)]]
-        with_ids = [[self._id_of[p] for p in group if p in self._id_of] for group in groups]
-        return [group for group in with_ids if group]
+
+        def longest(letters: bytes) -> list[bytes]:
+            same_length = groupby((p for p in by_length if not p.strip(letters)), key=len)
+            return [p for _, some in same_length for p in list(some)[:_PER_CLASS_AND_LENGTH]]
+
+        groups = [[piece] for piece in _FAVOURITES]
+        groups += [longest(letters) for letters in _CHARACTER_CLASSES]
+        groups += [[bytes([byte])] for byte in sorted(range(256), key=_byte_order)]
+        groups += [longest(space) for space in _SPACES]
+        known: set[bytes] = set()
+        ids: list[list[int]] = []
+        for group in groups:
+            ids.append([self._id_of[p] for p in group if p in self._id_of and p not in known])
+            known |= set(group)
+        return [group for group in ids if group]
+
+
+def _byte_order(byte: int) -> tuple[bool, bool, int]:
+    """Punctuation, letters and digits, then all that cannot be printed."""
+    letter = chr(byte)
+    return byte >= 128 or not letter.isprintable() or byte == 32, letter.isalnum(), byte
 
 
 def _closer(state: _State) -> tuple[int, int]:
