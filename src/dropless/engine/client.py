@@ -7,7 +7,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -131,7 +131,7 @@ class AsyncEngineClient:
         if self._process is not None:
             await self._process.stop(graceful=graceful)
 
-    async def generate(self, request: EngineRequest) -> AsyncIterator[TokenDelta]:
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[TokenDelta, None]:
         """Deltas of one request as they come; the one with a `finish_reason` is the last.
 
         Closing or cancelling the iterator aborts the request in the engine at once.
