@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -25,24 +26,36 @@ MAX_GRAMMAR_CHARS = 64 * 1024
 MAX_CHOICES = 4096
 _CACHED_GRAMMARS = 64
 _MAX_REASON_CHARS = 400
-_CHECKED_TOKENS = 512  # at the end of a budget, where every token must leave a way to the end
-_THOROUGH = SearchLimits(tokens=4096, states=20_000, seconds=2.0)
-_PER_TOKEN = SearchLimits(tokens=1024, states=1500, seconds=0.05)
+_AT_START = SearchLimits(tokens=4096, states=100_000, seconds=2.0)
+_PER_TOKEN = SearchLimits(tokens=1024, states=5000, seconds=0.03)
+_HASTY = SearchLimits(tokens=8, states=50, seconds=0.002)  # where searching has failed too often
+_MAX_FAILED_SEARCHES = 8  # of one output: they take time from all others
 # Without a bound a small model may write spaces until its budget ends.
 _JSON_OPTIONS = {"whitespace_pattern": r"[ \n\r\t]{1,40}"}
+
+
+@dataclass(frozen=True)
+class _Grammar:
+    """A compiled grammar: the matcher at the start, a closing from there, and what its matchers
+    remember of closings from elsewhere."""
+
+    matcher: Any
+    closing: list[int]
+    memory: dict[int, list[int]]
 
 
 class Matcher:
     """Follows one output through its grammar. Not thread-safe; one per sequence."""
 
-    def __init__(self, matcher: Any, search: ClosingSearch, closing: Sequence[int], eos: int):
-        self.min_tokens_to_finish = len(closing)
-        self._matcher = matcher
+    def __init__(self, grammar: _Grammar, search: ClosingSearch, eos_token_id: int) -> None:
+        self.min_tokens_to_finish = len(grammar.closing)
+        self._matcher = grammar.matcher.deep_copy()
+        self._memory = grammar.memory
         self._search = search
-        self._eos = eos
-        self._closing = list(closing)
+        self._eos = eos_token_id
+        self._closing = list(grammar.closing)
         self._closing_fits = True  # whether _closing belongs to the present state
-        self._check_below = max(_CHECKED_TOKENS, 4 * len(closing))
+        self._failed_searches = 0
 
     @property
     def finished(self) -> bool:
@@ -70,17 +83,18 @@ class Matcher:
         """Follow one token without a budget; False, and no change, if it is not allowed."""
         if self._matcher.try_consume_tokens([token_id]) != 1:
             return False
-        self._closing, self._closing_fits = self._search.after(self._closing, token_id), False
+        self._closing = self._search.after(self._closing, token_id)
+        self._closing_fits = False
         return True
 
     def closing(self) -> list[int]:
         """Tokens that complete the output from here, without the end token; [] if complete.
 
         Raises:
-            GrammarError: none was found.
+            GrammarError: none was found, which after `accept` alone is possible.
         """
         if not self._closing_fits:
-            found = self._search.find(self._matcher, self._closing, _THOROUGH)
+            found = self._search.find(self._matcher, self._closing, self._memory, _AT_START)
             if found is None:
                 raise GrammarError(
                     "the output cannot be completed from where it stands; simplify the grammar"
@@ -91,8 +105,8 @@ class Matcher:
     def choose(self, token_id: int, remaining: int) -> int:
         """Follow `token_id` if the output can still be completed afterwards, else the closing.
 
-        Within the last tokens of the budget (512, or four times the shortest output if that is
-        more) every token is checked; before that none is, which costs nothing.
+        Most tokens leave the known closing as it is or take its first token away, which is checked
+        in microseconds; a search is needed where a new part of the output begins.
 
         Args:
             token_id: the sampled token.
@@ -105,14 +119,13 @@ class Matcher:
         Raises:
             GrammarError: the grammar became too complex at this point.
         """
-        if remaining > self._check_below and self.accept(token_id):
-            return token_id
         closing = self.closing()
         trial = self._matcher.deep_copy()
         if trial.try_consume_tokens([token_id]) == 1:
-            found = self._search.find(
-                trial, self._search.after(self._closing, token_id), _PER_TOKEN
-            )
+            rest = self._search.after(closing, token_id)
+            limits = _PER_TOKEN if self._failed_searches < _MAX_FAILED_SEARCHES else _HASTY
+            found = self._search.find(trial, rest, self._memory, limits)
+            self._failed_searches += found is None
             if found is not None and len(found) < remaining:
                 self._matcher, self._closing = trial, found
                 return token_id
@@ -169,8 +182,8 @@ class GrammarCompiler:
         Raises:
             GrammarError: not understood, not supported, too large, or nothing satisfies it.
         """
-        matcher, closing = self._compiled(kind, "" if kind == "json_object" else text)
-        return Matcher(matcher.deep_copy(), self._search, closing, self._eos)
+        grammar = self._compiled(kind, "" if kind == "json_object" else text)
+        return Matcher(grammar, self._search, self._eos)
 
     def check_budget(self, matcher: Matcher, max_tokens: int) -> None:
         """Refuse a budget in which no valid output fits.
@@ -186,7 +199,7 @@ class GrammarCompiler:
                 param="max_tokens",
             )
 
-    def _compile(self, kind: str, text: str) -> tuple[Any, list[int]]:
+    def _compile(self, kind: str, text: str) -> _Grammar:
         if len(text) > MAX_GRAMMAR_CHARS:
             raise GrammarError(
                 f"the {kind} has {len(text)} characters; at most {MAX_GRAMMAR_CHARS} are allowed"
@@ -197,14 +210,15 @@ class GrammarCompiler:
             raise GrammarError(f"the {kind} cannot be used: {_reason(str(error))}") from error
         if matcher.is_error():
             raise GrammarError(f"the {kind} cannot be used: {_reason(matcher.get_error())}")
-        closing = self._search.find(matcher, [], _THOROUGH)
+        memory: dict[int, list[int]] = {}
+        closing = self._search.find(matcher, [], memory, _AT_START)
         if closing is None:
             raise GrammarError(
-                f"no output satisfies this {kind}, or none within {_THOROUGH.tokens} tokens was "
-                f"found in {_THOROUGH.seconds:g} s; check for contradictions and for objects that "
+                f"no output satisfies this {kind}, or none within {_AT_START.tokens} tokens was "
+                f"found in {_AT_START.seconds:g} s; check for contradictions and for objects that "
                 "require themselves, or simplify it"
             )
-        return matcher, closing
+        return _Grammar(matcher, closing, memory)
 
 
 class _TokenizerView:
@@ -284,4 +298,7 @@ def _parse_json(text: str, what: str) -> Any:
 def _reason(error: str) -> str:
     """The part of llguidance's message that concerns the caller."""
     text = " ".join(error.split("<state>")[0].split())
-    return text if len(text) <= _MAX_REASON_CHARS else text[:_MAX_REASON_CHARS] + " ..."
+    if len(text) <= _MAX_REASON_CHARS:
+        return text
+    half = _MAX_REASON_CHARS // 2  # the place stands first, the cause last
+    return f"{text[:half]} ... {text[-half:]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from itertools import groupby
 from typing import Any
 
@@ -24,8 +25,9 @@ _SPACES = [b" ", b"\n", b"\t"]
 _PER_CLASS_AND_LENGTH = 2
 _TRIED_TOKENS = 40  # from one state
 _CHILDREN = 8  # kept of one state
-_BEAM = 5  # states kept of one length
-_BEAM_UNSEEN = 8  # further ones, if nothing like them was met before
+_BEAM = 3  # states kept of one length
+_ASIDE = 4  # states of a new kind visited beside them, shortest first
+_REMEMBERED = 4096  # closings kept of one grammar
 _OLD_CLOSING_STARTS = 4  # how much of an old closing may have been done already
 
 
@@ -46,15 +48,19 @@ class _State:
     matcher: Any
     path: list[int]
     mask: NDArray[np.uint32]  # of the tokens allowed next
-    looks: bytes  # the mask, to compare states by
+    looks: int  # hash of the mask
+    trace: int  # hash of this mask and of the one before, to compare states by
     detours: int = 0
     since_detour: int = 0
 
 
 class ClosingSearch:
-    """Beam search for a short completion. States of one length that allow the same next tokens
-    are taken for equal, and the one nearest to the favourite path is kept: that keeps the beam
-    narrow, at the price of closings that are short but not always the shortest."""
+    """Finds short, not always shortest, completions.
+
+    A narrow beam follows the favourite tokens: it gets through what needs many tokens (long
+    strings, long lists). Beside it every kind of state, known by the tokens it and the state
+    before it allow, is visited once, shortest path first: that finds what needs a rare token.
+    """
 
     def __init__(self, pieces: Sequence[bytes], eos_token_id: int) -> None:
         """`pieces` are the bytes of each token id; control tokens and holes are empty."""
@@ -91,40 +97,67 @@ class ClosingSearch:
         return rest
 
     def find(
-        self, matcher: Any, old_closing: Sequence[int], limits: SearchLimits
+        self,
+        matcher: Any,
+        old_closing: Sequence[int],
+        memory: dict[int, list[int]],
+        limits: SearchLimits,
     ) -> list[int] | None:
         """Tokens that lead `matcher` (left as it is) to an accepting state, without the end token.
 
-        `old_closing` completed an earlier state; where it still fits, its rest is used. None when
-        nothing was found within the limits.
+        `old_closing` completed an earlier state; where it still fits, its rest is used. `memory`
+        belongs to the grammar: what was found from states that looked alike. None when nothing
+        was found within the limits.
         """
         if matcher.is_accepting():
             return []
         rest = self._rest_of(matcher, old_closing)
         if rest is not None:
             return rest
+        start = self._state(matcher.deep_copy(), [], before=0)
+        detour = memory.get(start.looks)
+        if detour is not None:
+            for rest in ([], *(list(old_closing[cut:]) for cut in range(_OLD_CLOSING_STARTS))):
+                if self._completes(matcher, detour + rest):
+                    return detour + rest
+        found = self._search(start, old_closing, limits)
+        if found is None:
+            return None
+        path, rest = found
+        if len(memory) < _REMEMBERED:
+            memory[start.looks] = path
+        return path + rest
+
+    def _search(
+        self, start: _State, old_closing: Sequence[int], limits: SearchLimits
+    ) -> tuple[list[int], list[int]] | None:
+        """New tokens, and the end of the old closing that then completes the output."""
         deadline = time.monotonic() + limits.seconds
-        beam = [self._state(matcher.deep_copy(), [])]
-        seen: set[bytes] = set()
+        beam = [start]
+        aside: list[tuple[int, int, int, _State]] = []
+        seen = {start.trace}
         visited = 0
-        for _ in range(limits.tokens):
-            kept: dict[bytes, _State] = {}
-            for state in beam:
-                visited += 1
+        while beam or aside:
+            width = len(beam)
+            batch = beam + [heappop(aside)[-1] for _ in range(min(_ASIDE, len(aside)))]
+            kept: dict[int, _State] = {}
+            for place, state in enumerate(batch):
                 for child in self._children(state):
                     if child.matcher.is_accepting():
-                        return child.path
+                        return child.path, []
                     rest = self._rest_of(child.matcher, old_closing)
                     if rest is not None:
-                        return child.path + rest
-                    rival = kept.get(child.looks)
-                    if rival is None or _closer(child) < _closer(rival):
-                        kept[child.looks] = child
-            ranked = sorted(kept.values(), key=_closer)
-            unseen = [state for state in ranked[_BEAM:] if state.looks not in seen]
-            beam = ranked[:_BEAM] + unseen[:_BEAM_UNSEEN]
-            seen |= kept.keys()
-            if not beam or visited > limits.states or time.monotonic() > deadline:
+                        return child.path, rest
+                    visited += 1
+                    if child.trace not in seen:
+                        seen.add(child.trace)
+                        heappush(aside, (len(child.path), child.detours, visited, child))
+                    rival = kept.get(child.trace)
+                    if place < width and (rival is None or _closer(child) < _closer(rival)):
+                        kept[child.trace] = child
+            beam = sorted(kept.values(), key=_closer)[:_BEAM]
+            too_long = bool(beam) and len(beam[0].path) >= limits.tokens
+            if too_long or visited > limits.states or time.monotonic() > deadline:
                 return None
         return None
 
@@ -132,9 +165,12 @@ class ClosingSearch:
         """The end of an old closing that completes this state, if one does."""
         for start in range(min(len(closing), _OLD_CLOSING_STARTS)):
             rest = list(closing[start:])
-            if matcher.validate_tokens([*rest, self._eos]) > len(rest):
+            if self._completes(matcher, rest):
                 return rest
         return None
+
+    def _completes(self, matcher: Any, tokens: list[int]) -> bool:
+        return bool(matcher.validate_tokens([*tokens, self._eos]) > len(tokens))
 
     def _children(self, state: _State) -> list[_State]:
         forced = state.matcher.compute_ff_bytes()
@@ -143,7 +179,7 @@ class ClosingSearch:
             if token_id is not None:
                 child = self._child(state, token_id, rank=0)
                 return [child] if child else []
-        alike: dict[bytes, _State] = {}
+        alike: dict[int, _State] = {}
         for token_id in self._allowed(state):
             child = self._child(state, token_id, rank=len(alike))
             if child is None:
@@ -162,15 +198,16 @@ class ClosingSearch:
         matcher = state.matcher.deep_copy()
         if not matcher.consume_token(token_id):
             return None
-        child = self._state(matcher, [*state.path, token_id])
+        child = self._state(matcher, [*state.path, token_id], state.looks)
         child.detours = state.detours + rank
         child.since_detour = 0 if rank else state.since_detour + 1
         return None if matcher.is_error() else child
 
-    def _state(self, matcher: Any, path: list[int]) -> _State:
+    def _state(self, matcher: Any, path: list[int], before: int) -> _State:
         mask = np.zeros(self._words, dtype=np.uint32)
         matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-        return _State(matcher, path, mask, mask.tobytes())
+        looks = hash(mask.tobytes())
+        return _State(matcher, path, mask, looks, hash((before, looks)))
 
     def _allowed(self, state: _State) -> list[int]:
         """Allowed tokens worth trying: of each group its first."""
