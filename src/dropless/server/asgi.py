@@ -1,0 +1,173 @@
+"""What HTTP needs beside endpoints: request ids, bounded bodies, streams, clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dropless.errors import DroplessError, EngineDeadError
+from dropless.server.errors import log_unexpected, to_http_error
+
+logger = logging.getLogger("dropless.server")
+
+T = TypeVar("T")
+
+
+class RequestIds:
+    """The outermost middleware: gives every request an id, puts it on the response as
+    `x-request-id`, and turns what nothing else caught into an error response."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = scope["request_id"] = f"req-{uuid.uuid4().hex}"
+        header = (b"x-request-id", request_id.encode())
+        started = time.perf_counter()
+        status = 0  # of the response, 0 until it starts
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"].append(header)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            pass
+        except asyncio.CancelledError:  # the server stops and the time for running requests is over
+            if not status:
+                error = EngineDeadError("the server is stopping", retry_after_s=1.0)
+                await to_http_error(error).response()(scope, receive, send_with_id)
+        except Exception as error:
+            log_unexpected(error, request_id)
+            if status:
+                raise  # the connection is closed, so that the client sees the answer as cut
+            await to_http_error(error).response()(scope, receive, send_with_id)
+        finally:
+            line = (request_id, scope["method"], scope["path"], status or "client left")
+            logger.info("%s %s %s %s %.0f ms", *line, (time.perf_counter() - started) * 1e3)
+
+
+async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
+    """The request's body.
+
+    Raises:
+        HTTPException: 413 if it is larger than `max_bytes`, known from its header or while it
+            comes in; 408 if it is not complete after `timeout_s`.
+        ClientDisconnect: the client left before it was complete.
+    """
+    if int(request.headers.get("content-length", 0)) > max_bytes:
+        raise _too_large(max_bytes)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > max_bytes:
+                    raise _too_large(max_bytes)
+    except TimeoutError:
+        raise HTTPException(
+            408, f"the body was not complete within {timeout_s:g} s; send it again"
+        ) from None
+    return bytes(body)
+
+
+def _too_large(max_bytes: int) -> HTTPException:
+    return HTTPException(
+        413, f"the body is larger than {max_bytes} bytes, the most that is accepted"
+    )
+
+
+async def until_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Do the work, and drop it at once if the client leaves.
+
+    Raises:
+        ClientDisconnect: the client left; the work was cancelled and has ended.
+    """
+    task = asyncio.create_task(work)
+    watcher = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(Response):
+    """Server-sent events, each element of `chunks` being one or more whole events.
+
+    The response starts with the first chunk: an error before it still gets its own status, so
+    that clients can retry. A later error becomes the last event.
+    """
+
+    def __init__(self, chunks: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(
+            media_type="text/event-stream",
+            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+        )
+        del self.headers["content-length"]
+        self._chunks = chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await until_disconnected(receive, self._send_all(scope, send))
+
+    async def _send_all(self, scope: Scope, send: Send) -> None:
+        started = False
+        async with aclosing(self._chunks) as chunks:
+            try:
+                async for chunk in chunks:
+                    if not started:
+                        started = True
+                        await self._start(send)
+                    await _send_body(send, chunk)
+            except Exception as error:
+                if not started:
+                    raise
+                if not isinstance(error, DroplessError):
+                    log_unexpected(error, scope["request_id"])
+                await _send_body(send, event(to_http_error(error).body()))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _start(self, send: Send) -> None:
+        await send(
+            {
+                "type": "http.response.start",
+                "status": self.status_code,
+                "headers": self.raw_headers,
+            }
+        )
+
+
+async def _send_body(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def event(value: Any) -> bytes:
+    """One server-sent event whose data is `value` as JSON."""
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"

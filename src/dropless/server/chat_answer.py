@@ -1,0 +1,80 @@
+"""The answers of /v1/chat/completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from dropless.engine.output import TextDelta
+from dropless.server.answer import Answer, Envelope
+from dropless.server.generation import Choice, Generation
+from dropless.server.logprobs import TokenNames
+
+_encode = msgspec.json.encode
+
+
+class ChatAnswer(Answer):
+    """`logprobs` says whether the client asked for them."""
+
+    body_object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def __init__(
+        self, generation: Generation, envelope: Envelope, names: TokenNames, *, logprobs: bool
+    ) -> None:
+        super().__init__(generation, envelope)
+        self._names = names
+        self._logprobs = logprobs
+        self._opened: set[int] = set()  # choices whose first chunk, with the role, is out
+        self._texts: list[list[str]] = [[] for _ in generation.choices]
+        self._entries: list[list[dict[str, Any]]] = [[] for _ in generation.choices]
+        self._finish_reasons: dict[int, str] = {}
+
+    def _chunk(self, choice: Choice, delta: TextDelta) -> bytes:
+        index = choice.index
+        events = b""
+        if index not in self._opened:
+            self._opened.add(index)
+            events = self._delta_event(index, b'{"role":"assistant","content":"","refusal":null}')
+        if delta.text or (self._logprobs and delta.logprobs):
+            content = b'{"content":' + _encode(delta.text) + b"}"
+            logprobs = _encode(self._content(delta)) if self._logprobs else b"null"
+            events += self._delta_event(index, content, logprobs=logprobs)
+        if delta.finish_reason is not None:
+            events += self._delta_event(index, b"{}", finish_reason=_encode(delta.finish_reason))
+        return events
+
+    def _delta_event(
+        self, index: int, delta: bytes, *, logprobs: bytes = b"null", finish_reason: bytes = b"null"
+    ) -> bytes:
+        return self._event(
+            b'{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b}'
+            % (index, delta, logprobs, finish_reason)
+        )
+
+    def _content(self, delta: TextDelta) -> dict[str, Any]:
+        entries = [self._names.chat_entry(entry) for entry in delta.logprobs or ()]
+        return {"content": entries, "refusal": None}
+
+    def _collect(self, choice: Choice, delta: TextDelta) -> None:
+        self._texts[choice.index].append(delta.text)
+        if self._logprobs:
+            self._entries[choice.index] += self._content(delta)["content"]
+        if delta.finish_reason is not None:
+            self._finish_reasons[choice.index] = delta.finish_reason
+
+    def _choice(self, choice: Choice) -> dict[str, Any]:
+        index = choice.index
+        text = "".join(self._texts[index])
+        entry = {
+            "index": index,
+            "message": {"role": "assistant", "content": text, "refusal": None},
+            "logprobs": None,
+            "finish_reason": self._finish_reasons[index],
+        }
+        if self._logprobs:
+            entry["logprobs"] = {"content": self._entries[index], "refusal": None}
+        if choice.prompt_logprobs is not None:
+            entry["prompt_logprobs"] = self._names.prompt_entries(choice.prompt_logprobs)
+        return entry

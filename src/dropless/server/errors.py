@@ -1,0 +1,166 @@
+"""The one place where errors become HTTP: status, OpenAI's error object, Retry-After.
+
+OpenAI's clients retry 408, 409, 429 and every 5xx, and wait as long as Retry-After says. So a
+status below 500 means "the same request will fail again", and everything that a retry can cure is
+429 or 5xx.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from dropless.errors import (
+    EngineDeadError,
+    EngineError,
+    EngineOverloadedError,
+    InvalidRequestError,
+    ModelNotFoundError,
+)
+
+logger = logging.getLogger("dropless.server")
+
+_HTTP_CODES = {
+    404: "unknown_url",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "request_too_large",
+}
+_MAX_SHOWN_VALUE = 60  # characters of a wrong value that an error message repeats
+
+
+@dataclass(frozen=True)
+class HttpError:
+    """An error as the client sees it. `retry_after_s` becomes a Retry-After header."""
+
+    status: int
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+    retry_after_s: float | None = None
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error object."""
+        error = {
+            "message": self.message,
+            "type": self.type,
+            "param": self.param,
+            "code": self.code,
+        }
+        return {"error": error}
+
+    def response(self) -> Response:
+        headers = {}
+        if self.retry_after_s is not None:
+            headers["retry-after"] = str(max(1, math.ceil(self.retry_after_s)))
+        return Response(
+            msgspec.json.encode(self.body()),
+            status_code=self.status,
+            headers=headers,
+            media_type="application/json",
+        )
+
+
+def to_http_error(error: BaseException) -> HttpError:
+    """Map any exception to what the client is told. Only errors that Dropless raises on purpose
+    show their message; anything else is a bug whose details stay in the log."""
+    match error:
+        case ValidationError():
+            return to_http_error(invalid_request(error))
+        case InvalidRequestError():
+            return _bad_request(400, str(error), error.param, error.code)
+        case ModelNotFoundError():
+            return _bad_request(404, str(error), "model", "model_not_found")
+        case HTTPException():
+            code = _HTTP_CODES.get(error.status_code)
+            return _bad_request(error.status_code, str(error.detail), None, code)
+        case EngineOverloadedError():
+            return _unavailable(str(error), "overloaded", error.retry_after_s)
+        case EngineDeadError():
+            return _unavailable(str(error), "engine_unavailable", error.retry_after_s)
+        case EngineError():
+            return HttpError(500, str(error), "server_error", code="engine_error")
+    return HttpError(
+        500,
+        "the server failed on this request in a way it should not; the log has the details under "
+        "this response's x-request-id",
+        "server_error",
+        code="internal_error",
+    )
+
+
+async def error_response(request: Request, error: Exception) -> Response:
+    """The exception handler of the application."""
+    if isinstance(error, HTTPException) and error.status_code in (404, 405):
+        asked = f"{request.method} {request.url.path}"
+        error = HTTPException(
+            error.status_code,
+            f"{asked} is not served here; try POST /v1/chat/completions, POST /v1/completions, "
+            "GET /v1/models, GET /health or GET /version",
+        )
+    return to_http_error(error).response()
+
+
+def log_unexpected(error: BaseException, request_id: str) -> None:
+    """Log an exception that is no DroplessError with its stack trace, under the request's id."""
+    logger.error("request %s failed unexpectedly", request_id, exc_info=error)
+
+
+def _bad_request(status: int, message: str, param: str | None, code: str | None) -> HttpError:
+    return HttpError(status, message, "invalid_request_error", param=param, code=code)
+
+
+def _unavailable(message: str, code: str, retry_after_s: float | None) -> HttpError:
+    return HttpError(503, message, "server_error", code=code, retry_after_s=retry_after_s)
+
+
+def invalid_request(error: ValidationError) -> InvalidRequestError:
+    """One readable sentence from pydantic's list of problems: the first, and how many more."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    if first["type"] == "json_invalid":
+        return InvalidRequestError(
+            f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json"
+        )
+    param = _path(first["loc"]) or None
+    subject = param or "the body"
+    if first["type"] == "missing":
+        message = f"{subject} is missing; this request needs it"
+    elif first["type"] == "model_type":
+        message = f"{subject} must be a JSON object, not {_shown(first['input'])}"
+    else:
+        complaint = first["msg"].removeprefix("Input should be ")
+        message = f"{subject} is {_shown(first['input'])}; it must be {complaint}"
+    if len(problems) > 1:
+        message += f" (and {len(problems) - 1} more problems)"
+    return InvalidRequestError(message, param=param)
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """("messages", 0, "role") -> "messages[0].role"."""
+    path = ""
+    for step in location:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif step != "[key]":
+            path += f".{step}" if path else step
+    return path
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    try:
+        text = msgspec.json.encode(value).decode()
+    except (TypeError, ValueError):
+        text = repr(value)
+    return text if len(text) <= _MAX_SHOWN_VALUE else text[:_MAX_SHOWN_VALUE] + "..."

@@ -1,0 +1,357 @@
+"""What clients may send: the typed bodies of /v1/chat/completions and /v1/completions.
+
+Types are strict ("1" is no number, NaN is refused) and null means "not given", as OpenAI's
+clients send it. Fields of OpenAI's that cannot change the answer are accepted and ignored;
+fields that would change it and are not supported, and unknown fields, are refused by name.
+Ranges are checked by `SamplingParams`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from dropless.engine.sampling_params import GrammarKind, GrammarSpec, SamplingParams
+from dropless.errors import InvalidRequestError
+from dropless.server.unsupported_fields import refuse_unsupported
+
+MAX_CHAT_CHOICES = 5
+MAX_COMPLETION_CHOICES = 128
+MAX_SEQUENCES = 1024  # prompts times n of one completions request
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, for /v1/completions only
+ROLES = ("system", "developer", "user", "assistant")
+
+
+class _Body(BaseModel):
+    """Strict types, finite numbers; other fields are kept in `model_extra` to be judged."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class StreamOptions(_Body):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None  # padding against traffic analysis: accepted, not done
+
+
+class JsonSchema(_Body):
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | bool | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(_Body):
+    """An extension: exactly one constraint on the whole answer."""
+
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None  # in Lark's notation
+    json_: dict[str, Any] | bool | None = Field(default=None, alias="json")
+
+
+class GenerationBody(_Body):
+    """What both endpoints share. Extensions to OpenAI's protocol come last."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    seed: int | None = None
+    stop: Annotated[list[str] | None, BeforeValidator(_as_list)] = None
+    response_format: ResponseFormat | None = None
+
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    prompt_logprobs: int | None = None
+    structured_outputs: StructuredOutputs | None = None
+    include_timings: bool | None = None  # adds `timings` to the answer, or to its last chunk
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> GenerationBody:
+        refuse_unsupported(self.model_extra or {})
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequestError(
+                "stream_options is only allowed with stream true", param="stream_options"
+            )
+        if self.stream and self.prompt_logprobs is not None:
+            raise InvalidRequestError(
+                "prompt_logprobs cannot be streamed; set stream to false", param="prompt_logprobs"
+            )
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def choices(self, limit: int) -> int:
+        """How many answers to a prompt: `n`, checked against the endpoint's limit."""
+        n = 1 if self.n is None else self.n
+        if not 1 <= n <= limit:
+            raise InvalidRequestError(f"n is {n}; it must be between 1 and {limit}", param="n")
+        return n
+
+    def _sampling_params(
+        self, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None
+    ) -> SamplingParams:
+        given = {
+            name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None
+        }
+        return SamplingParams(
+            **given,
+            stop=tuple(self.stop or ()),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            max_tokens=max_tokens,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            grammar=_grammar(self.response_format, self.structured_outputs),
+        )
+
+
+_SAMPLING_FIELDS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "seed",
+    "min_tokens",
+    "ignore_eos",
+)
+
+
+def _grammar(
+    response_format: ResponseFormat | None, structured: StructuredOutputs | None
+) -> GrammarSpec | None:
+    constraints = _structured_constraints(structured)
+    if response_format is not None and response_format.type != "text":
+        if constraints:
+            raise InvalidRequestError(
+                "response_format and structured_outputs both constrain the answer; send one",
+                param="structured_outputs",
+            )
+        return _format_grammar(response_format)
+    return constraints[0] if constraints else None
+
+
+def _format_grammar(response_format: ResponseFormat) -> GrammarSpec:
+    if response_format.type == "json_object":
+        return GrammarSpec("json_object")
+    schema = response_format.json_schema
+    if schema is None or schema.schema_ is None:
+        raise InvalidRequestError(
+            "response_format of type json_schema needs json_schema.schema, the schema itself",
+            param="response_format",
+        )
+    return GrammarSpec("json_schema", json.dumps(schema.schema_))
+
+
+def _structured_constraints(structured: StructuredOutputs | None) -> list[GrammarSpec]:
+    if structured is None:
+        return []
+    param = "structured_outputs"
+    if structured.model_extra:
+        raise InvalidRequestError(
+            f"structured_outputs has an unknown field {next(iter(structured.model_extra))!r}; "
+            "use one of regex, choice, grammar, json",
+            param=param,
+        )
+    if structured.choice is not None and not structured.choice:
+        raise InvalidRequestError("structured_outputs.choice is empty", param=param)
+    kinds: list[tuple[GrammarKind, str | None]] = [
+        ("regex", structured.regex),
+        ("choice", None if structured.choice is None else json.dumps(structured.choice)),
+        ("lark", structured.grammar),
+        ("json_schema", None if structured.json_ is None else json.dumps(structured.json_)),
+    ]
+    specs = [GrammarSpec(kind, text) for kind, text in kinds if text is not None]
+    if len(specs) != 1:
+        raise InvalidRequestError(
+            f"structured_outputs has {len(specs)} constraints; give exactly one of regex, choice, "
+            "grammar, json",
+            param=param,
+        )
+    return specs
+
+
+def _joined_text(content: Any) -> Any:
+    """Content as one string: OpenAI also allows a list of parts, of which only text is served."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise InvalidRequestError(
+                f"a content part is of type {kind!r}; this model reads text only: send parts "
+                '{"type": "text", "text": "..."} or a plain string',
+                param="messages",
+            )
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+class ChatMessage(_Body):
+    """One message. `name` is accepted and not shown to the model."""
+
+    role: str
+    content: Annotated[str, BeforeValidator(_joined_text)]
+    name: str | None = None
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> ChatMessage:
+        if self.role in ("tool", "function"):
+            raise InvalidRequestError(
+                f"a message has the role {self.role!r}: tools are not supported yet",
+                param="messages",
+            )
+        if self.role not in ROLES:
+            raise InvalidRequestError(
+                f"a message has the role {self.role!r}; use one of {', '.join(ROLES)}",
+                param="messages",
+            )
+        refuse_unsupported(self.model_extra or {}, where="messages")
+        return self
+
+
+class ChatBody(GenerationBody):
+    """The body of POST /v1/chat/completions."""
+
+    messages: list[ChatMessage]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+
+    @model_validator(mode="after")
+    def _check_messages(self) -> ChatBody:
+        if not self.messages:
+            raise InvalidRequestError(
+                "messages is empty; send at least one message", param="messages"
+            )
+        for i, message in enumerate(self.messages):
+            if message.role in ("system", "developer") and i > 0:
+                raise InvalidRequestError(
+                    f"messages[{i}] is a {message.role} message; only the first message may be "
+                    "one: put all instructions there",
+                    param="messages",
+                )
+        return self
+
+    def template_messages(self) -> list[dict[str, str]]:
+        """The messages as chat templates know them: `developer` is the newer name of `system`."""
+        return [
+            {"role": "system" if m.role == "developer" else m.role, "content": m.content}
+            for m in self.messages
+        ]
+
+    def sampling_params(self) -> SamplingParams:
+        """Raises InvalidRequestError for values out of range or in conflict."""
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise InvalidRequestError(
+                f"max_tokens is {self.max_tokens} and max_completion_tokens is "
+                f"{self.max_completion_tokens}; send one of them",
+                param="max_completion_tokens",
+            )
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidRequestError(
+                "top_logprobs is only allowed with logprobs true", param="top_logprobs"
+            )
+        return self._sampling_params(
+            max_tokens=limits.pop() if limits else None,
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            prompt_logprobs=self.prompt_logprobs,
+        )
+
+
+Prompt = str | list[int]
+
+
+def _as_prompts(value: Any) -> list[Prompt]:
+    """The four shapes of `prompt` as a list of texts and token id lists."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        if all(type(item) is int for item in value):
+            return [value]
+        if all(isinstance(item, str) for item in value) or all(
+            isinstance(item, list) and item and all(type(i) is int for i in item) for item in value
+        ):
+            return value
+    raise InvalidRequestError(
+        "prompt must be a string, a list of strings, a list of token ids or a list of lists of "
+        "token ids, and not empty",
+        param="prompt",
+    )
+
+
+class CompletionBody(GenerationBody):
+    """The body of POST /v1/completions."""
+
+    prompt: Annotated[list[Any], BeforeValidator(_as_prompts)]
+    echo: bool | None = None
+    logprobs: int | None = None
+    best_of: int | None = None
+
+    @model_validator(mode="after")
+    def _check_choices(self) -> CompletionBody:
+        n = self.choices(MAX_COMPLETION_CHOICES)
+        if self.best_of not in (None, n):
+            raise InvalidRequestError(
+                f"best_of is {self.best_of}: choosing among more answers than n is not supported; "
+                "leave best_of out and send n",
+                param="best_of",
+            )
+        if len(self.prompt) * n > MAX_SEQUENCES:
+            raise InvalidRequestError(
+                f"{len(self.prompt)} prompts times n {n} exceed {MAX_SEQUENCES} answers; split "
+                "the request",
+                param="prompt",
+            )
+        if self.max_tokens == 0 and not self.echo:
+            raise InvalidRequestError(
+                "max_tokens is 0; without echo it must be at least 1", param="max_tokens"
+            )
+        return self
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        return self.prompt
+
+    @property
+    def prompt_only(self) -> bool:
+        """max_tokens 0 with echo: score the prompt, generate nothing."""
+        return self.max_tokens == 0
+
+    def sampling_params(self) -> SamplingParams:
+        """Raises InvalidRequestError for values out of range or in conflict."""
+        max_tokens = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+        scored = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        return self._sampling_params(
+            max_tokens=max_tokens or 1,  # the engine always samples one; `prompt_only` drops it
+            logprobs=self.logprobs,
+            prompt_logprobs=max((s for s in scored if s is not None), default=None),
+        )
