@@ -40,7 +40,8 @@ def ordinary_encoder(fast: FastTokenizer) -> Callable[[str], list[int]]:
     fast.encode_special_tokens = True
 
     def encode(text: str) -> list[int]:
-        ids: list[int] = fast.encode(text, add_special_tokens=False).ids
+        # The batch call, unlike `encode`, lets other threads run, and computes no offsets.
+        ids: list[int] = fast.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return ids
 
     return encode
