@@ -132,7 +132,8 @@ class AsyncEngineClient:
             await self._process.stop(graceful=graceful)
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[TokenDelta, None]:
-        """Deltas of one request as they come; the one with a `finish_reason` is the last.
+        """Deltas of one request as they come; the one with a `finish_reason` is the last. Those
+        that arrived while the caller was busy come as one.
 
         Closing or cancelling the iterator aborts the request in the engine at once.
 
@@ -145,7 +146,7 @@ class AsyncEngineClient:
         stream = self._open(request)
         try:
             while True:
-                delta = await stream.get()
+                delta = _joined(await stream.get(), stream)
                 if isinstance(delta, DroplessError):
                     raise delta
                 if delta.finish_reason == "error":
@@ -306,3 +307,15 @@ class AsyncEngineClient:
 async def _first_of(*futures: asyncio.Future[Any], timeout_s: float | None = None) -> None:
     """Waits until one of them is done, or the time is over; cancels none."""
     await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _joined(
+    first: TokenDelta | DroplessError, stream: asyncio.Queue[TokenDelta | DroplessError]
+) -> TokenDelta | DroplessError:
+    """`first` with all that has arrived after it; an error makes the rest worthless."""
+    while isinstance(first, TokenDelta) and not stream.empty():
+        later = stream.get_nowait()
+        if isinstance(later, DroplessError):
+            return later
+        first.extend(later)
+    return first

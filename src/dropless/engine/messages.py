@@ -65,6 +65,17 @@ class TokenDelta(msgspec.Struct, tag="delta", omit_defaults=True):
     scheduled_time: float = 0.0  # time.time() when first scheduled, 0 before
     error: str | None = None
 
+    def extend(self, later: TokenDelta) -> None:
+        """Take in the next delta of the same request."""
+        self.new_token_ids += later.new_token_ids
+        if later.logprobs is not None:
+            self.logprobs = (self.logprobs or []) + later.logprobs
+        if self.prompt_logprobs is None:
+            self.prompt_logprobs = later.prompt_logprobs
+        self.finish_reason = later.finish_reason
+        self.stop_token_id = later.stop_token_id
+        self.error = later.error
+
 
 class StepDeltas(msgspec.Struct, frozen=True, tag="step"):
     deltas: list[TokenDelta]
