@@ -12,7 +12,7 @@ import msgspec
 
 from dropless.engine.output import TextDelta
 from dropless.server.asgi import event
-from dropless.server.generation import Choice, Generation
+from dropless.server.generation import Choice, Generation, Usage
 
 _DONE = b"data: [DONE]\n\n"
 
@@ -62,7 +62,7 @@ class Answer(ABC):
         body = {
             **self._fields(self.body_object),
             "choices": choices,
-            "usage": self._generation.usage().body(),
+            "usage": self._usage().body(),
         }
         if self._envelope.include_timings:
             body["timings"] = self._generation.timings()
@@ -87,12 +87,15 @@ class Answer(ABC):
     def _last_events(self) -> bytes:
         extra: dict[str, Any] = {}
         if self._envelope.include_usage:
-            extra["usage"] = self._generation.usage().body()
+            extra["usage"] = self._usage().body()
         if self._envelope.include_timings:
             extra["timings"] = self._generation.timings()
         if not extra:
             return _DONE
         return event({**self._fields(self.chunk_object), "choices": [], **extra}) + _DONE
+
+    def _usage(self) -> Usage:
+        return self._generation.usage()
 
     def _fields(self, object_name: str) -> dict[str, Any]:
         return {

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from dropless.engine.messages import TokenLogprob
 from dropless.engine.output import TextDelta
 from dropless.server.answer import Answer, Envelope
-from dropless.server.generation import Choice, Generation
+from dropless.server.generation import Choice, Generation, Usage
 from dropless.server.logprobs import LegacyLogprobs, TokenNames
 
 _encode = msgspec.json.encode
@@ -61,6 +62,10 @@ class CompletionAnswer(Answer):
         self._begun: set[int] = set()  # choices whose first delta has come
         self._collected = [_Text() for _ in generation.choices]
         self._finish_reasons: dict[int, str] = {}
+
+    def _usage(self) -> Usage:
+        usage = super()._usage()
+        return replace(usage, completion_tokens=0) if self._prompt_only else usage
 
     def _chunk(self, choice: Choice, delta: TextDelta) -> bytes:
         news = self._news(choice, delta)
