@@ -23,6 +23,8 @@ logger = logging.getLogger("dropless.server")
 
 T = TypeVar("T")
 
+_STOPPING = EngineDeadError("the server is stopping", retry_after_s=1.0)
+
 
 class RequestIds:
     """The outermost middleware: gives every request an id, puts it on the response as
@@ -51,10 +53,9 @@ class RequestIds:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             pass
-        except asyncio.CancelledError:  # the server stops and the time for running requests is over
+        except asyncio.CancelledError:  # the server stops, and the time to finish is over
             if not status:
-                error = EngineDeadError("the server is stopping", retry_after_s=1.0)
-                await to_http_error(error).response()(scope, receive, send_with_id)
+                await to_http_error(_STOPPING).response()(scope, receive, send_with_id)
         except Exception as error:
             log_unexpected(error, request_id)
             if status:
@@ -133,39 +134,40 @@ class EventStream(Response):
         )
         del self.headers["content-length"]
         self._chunks = chunks
+        self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await until_disconnected(receive, self._send_all(scope, send))
+        try:
+            await until_disconnected(receive, self._send_all(scope, send))
+        except asyncio.CancelledError:
+            if not self._started:
+                raise
+            await _send_body(send, event(to_http_error(_STOPPING).body()))
+            await _send_body(send, b"", more=False)
 
     async def _send_all(self, scope: Scope, send: Send) -> None:
-        started = False
         async with aclosing(self._chunks) as chunks:
             try:
                 async for chunk in chunks:
-                    if not started:
-                        started = True
+                    if not self._started:
+                        self._started = True
                         await self._start(send)
                     await _send_body(send, chunk)
             except Exception as error:
-                if not started:
+                if not self._started:
                     raise
                 if not isinstance(error, DroplessError):
                     log_unexpected(error, scope["request_id"])
                 await _send_body(send, event(to_http_error(error).body()))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await _send_body(send, b"", more=False)
 
     async def _start(self, send: Send) -> None:
-        await send(
-            {
-                "type": "http.response.start",
-                "status": self.status_code,
-                "headers": self.raw_headers,
-            }
-        )
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **start})
 
 
-async def _send_body(send: Send, body: bytes) -> None:
-    await send({"type": "http.response.body", "body": body, "more_body": True})
+async def _send_body(send: Send, body: bytes, *, more: bool = True) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 def event(value: Any) -> bytes:
