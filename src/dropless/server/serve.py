@@ -34,12 +34,13 @@ def serve(
     second stops at once. Belongs to the main thread.
 
     While the model loads, /health and all requests answer 503. When it serves, what to try is
-    printed.
+    printed. Each request is logged with its id, status and time.
 
     Raises:
         DroplessError: the model, its tokenizer or its template does not load.
     """
     limits = limits or HttpLimits()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     raise_file_limit()
     cut_stalled_clients(listener, limits.stalled_client_s)
     tokenizer = load_tokenizer(config.tokenizer_path or config.model_path)
