@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import sys
 
-from dropless.bench.offline import run_offline
-
 from dropless import LLM
+from dropless.bench.offline import run_offline
 from dropless.bench.workload import PlannedRequest, Workload
 
 

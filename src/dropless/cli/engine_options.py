@@ -29,7 +29,7 @@ OPTIONS: dict[str, Any] = {
         "Activations and cache: float32, bfloat16, or auto: bfloat16 on a GPU, float32 on a CPU.",
     ),
     "quantization": _option(
-        Quantization, "TYPE", "Weights: none, int8, or auto: int8 on a CPU for a quantized model."
+        Quantization, "TYPE", "Weights: none, fp16, or auto: fp16 on an x86 CPU in float32."
     ),
     "device": _option(Device, "NAME", "auto, cpu or cuda."),
     "threads": _option(int | None, "N", "CPU threads; default: all cores."),

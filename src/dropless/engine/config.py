@@ -10,7 +10,7 @@ import msgspec
 from dropless.errors import SettingsError
 
 DType = Literal["auto", "float32", "bfloat16"]
-Quantization = Literal["auto", "none", "int8"]
+Quantization = Literal["auto", "none", "fp16"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,12 +20,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     Sizes are in tokens unless the name says bytes. None or "auto" means: planned from the machine.
     """
 
-    model_path: Path  # a checkpoint folder, a GGUF file, or (weights="random") a folder with config.json
+    model_path: (
+        Path  # a checkpoint folder, a GGUF file, or (weights="random") a folder with config.json
+    )
     model_id: str = ""  # the name clients use; empty: the path's own name
     tokenizer_path: Path | None = None  # None: the model's own
     weights: Literal["checkpoint", "random"] = "checkpoint"
     dtype: DType = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
-    quantization: Quantization = "auto"  # auto: int8 on a CPU if the checkpoint is quantized already
+    quantization: Quantization = (
+        "auto"  # auto: int8 on a CPU if the checkpoint is quantized already
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tensor_parallel_size: int = 1
     max_model_len: int | None = None  # None: the model's own, cut to what the cache can hold
@@ -55,8 +59,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise SettingsError(
                 f"memory_fraction is {self.memory_fraction}; it must be between 0.05 and 0.98"
             )
-        if self.weights == "random" and self.quantization == "int8" and self.device == "cuda":
-            raise SettingsError("int8 is a CPU format; use quantization none on a GPU")
+        if self.quantization == "fp16" and self.device == "cuda":
+            raise SettingsError("fp16 weights are a CPU format; use quantization none on a GPU")
+        if self.quantization == "fp16" and self.dtype == "bfloat16":
+            raise SettingsError(
+                "fp16 weights need dtype float32; use quantization none in bfloat16"
+            )
 
 
 def _positive(name: str, value: int) -> None:

@@ -84,7 +84,7 @@ class OutputText:
     def _delta(
         self, text: str, finish_reason: FinishReason | None, stop_reason: str | int | None
     ) -> TextDelta:
-        """Lets go the tokens that are visible now: all of them where no stop string can hide one."""
+        """Lets go the tokens that are visible now: all of them if no stop string can hide one."""
         nothing_hides = not self._params.stop or (
             finish_reason is not None and self._detokenizer.stop_hit is None
         )

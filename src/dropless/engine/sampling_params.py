@@ -98,9 +98,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.temperature == 0.0
 
 
-def _in_range(
-    name: str, value: float, low: float, high: float, *, above: bool = False
-) -> None:
+def _in_range(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:
     if math.isfinite(value) and low <= value <= high and not (above and value == low):
         return
     bracket = "(" if above else "["

@@ -1,0 +1,63 @@
+"""What one model's vocabulary allows a request to ask for, and matchers for its grammar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from dropless.engine.sampling_params import GrammarSpec, SamplingParams
+from dropless.errors import GrammarError, InvalidRequestError
+from dropless.text.grammar import GrammarCompiler, Matcher
+from dropless.text.tokenizer import Tokenizer
+
+
+class Constraints:
+    """`tokenizer` is None for a model that has none: it takes token ids and no grammars."""
+
+    def __init__(
+        self, tokenizer: Tokenizer | None, vocab_size: int, eos_token_ids: Sequence[int]
+    ) -> None:
+        """`vocab_size` is the width of the model's logits."""
+        self.eos_token_ids = tuple(eos_token_ids)
+        self.unsampleable_ids = tokenizer.unsampleable_ids(vocab_size) if tokenizer else []
+        self._tokenizer = tokenizer
+        self.vocab_size = vocab_size
+
+    def check(self, params: SamplingParams, max_new_tokens: int) -> None:
+        """Refuse what this model can never do. A grammar is compiled here and then remembered.
+
+        Raises:
+            InvalidRequestError: a token id that the model does not have.
+            GrammarError: the grammar cannot be compiled, or no output fits into `max_new_tokens`.
+        """
+        for name in ("logit_bias", "stop_token_ids"):
+            for token_id in getattr(params, name):
+                if not 0 <= token_id < self.vocab_size:
+                    raise InvalidRequestError(
+                        f"{name} names the token id {token_id}; this model has 0 to "
+                        f"{self.vocab_size - 1}",
+                        param=name,
+                    )
+        if params.grammar is not None:
+            matcher = self._compiler.compile(params.grammar.kind, params.grammar.text)
+            self._compiler.check_budget(matcher, max_new_tokens)
+
+    def matcher(self, grammar: GrammarSpec, generated: Sequence[int]) -> Matcher:
+        """A matcher that has followed `generated` already.
+
+        Raises:
+            GrammarError: the grammar cannot be compiled, or does not allow these tokens.
+        """
+        matcher = self._compiler.compile(grammar.kind, grammar.text)
+        for place, token_id in enumerate(generated):
+            if not matcher.accept(token_id):
+                raise GrammarError(
+                    f"generated token {place} (id {token_id}) does not follow the grammar"
+                )
+        return matcher
+
+    @cached_property
+    def _compiler(self) -> GrammarCompiler:
+        if self._tokenizer is None:
+            raise GrammarError("this model has no tokenizer, which constrained output needs")
+        return GrammarCompiler(self._tokenizer, self.vocab_size, self.eos_token_ids)

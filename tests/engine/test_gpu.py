@@ -1,0 +1,60 @@
+"""The same engine on a GPU: equal to its CPU float32 run, and at DBRX's real width."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dropless import LLM, SamplingParams
+from dropless.checkpoints.resolve import resolve
+from dropless.checkpoints.writer import write_tiny_dbrx
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+PROMPTS = [
+    [11, 45, 97, 3, 200, 154, 9],
+    [7] * 40,
+    list(range(5, 120)),
+    [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5],
+]
+
+
+def greedy(folder: Path, device: str, dtype: str, tokens: int) -> list[list[int]]:
+    params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
+    with LLM(
+        str(folder), device=device, dtype=dtype, quantization="none", step_token_budget=48
+    ) as llm:
+        return [result.token_ids for result in llm.generate(PROMPTS, params)]
+
+
+def test_greedy_on_the_gpu_equals_greedy_on_the_cpu(tmp_path: Path) -> None:
+    write_tiny_dbrx(tmp_path)
+    expected = greedy(tmp_path, "cpu", "float32", 32)
+    assert greedy(tmp_path, "cuda", "float32", 32) == expected
+    in_bfloat16 = greedy(tmp_path, "cuda", "bfloat16", 4)
+    assert in_bfloat16 == [tokens[:4] for tokens in expected]
+
+
+def test_four_layers_of_dbrx_generate_in_bfloat16(tmp_path: Path) -> None:
+    config = json.loads((resolve("dbrx", allow_shapes=True) / "config.json").read_text())
+    config["n_layers"] = 4
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    prompts = [[(7 * i + 13 * j) % 100_000 for i in range(300 + j)] for j in range(8)]
+    greedy_params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
+    sampled_params = SamplingParams(temperature=0.8, top_p=0.9, seed=5, max_tokens=24, logprobs=2)
+    with LLM(str(tmp_path), weights="random", device="cuda", max_model_len=4096) as llm:
+        first = llm.generate(prompts, greedy_params)
+        again = llm.generate(prompts[:1], greedy_params)
+        sampled = llm.generate(prompts[:2], sampled_params)
+    assert all(len(result.token_ids) == 24 for result in first)
+    assert len({tuple(result.token_ids) for result in first}) > 1, "prompts must matter"
+    assert again[0].token_ids[:4] == first[0].token_ids[:4]
+    for result in sampled:
+        assert result.logprobs is not None
+        assert all(entry.logprob <= 0.0 for entry in result.logprobs)
