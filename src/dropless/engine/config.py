@@ -20,16 +20,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     Sizes are in tokens unless the name says bytes. None or "auto" means: planned from the machine.
     """
 
-    model_path: (
-        Path  # a checkpoint folder, a GGUF file, or (weights="random") a folder with config.json
-    )
+    model_path: Path  # a checkpoint folder, a GGUF file; for weights="random" config.json is enough
     model_id: str = ""  # the name clients use; empty: the path's own name
     tokenizer_path: Path | None = None  # None: the model's own
     weights: Literal["checkpoint", "random"] = "checkpoint"
     dtype: DType = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
-    quantization: Quantization = (
-        "auto"  # auto: int8 on a CPU if the checkpoint is quantized already
-    )
+    quantization: Quantization = "auto"  # auto: fp16 weights on an x86 CPU in float32, else none
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tensor_parallel_size: int = 1
     max_model_len: int | None = None  # None: the model's own, cut to what the cache can hold
