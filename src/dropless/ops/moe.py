@@ -1,0 +1,50 @@
+"""The mixture-of-experts layer: which experts a token goes to, and what they make of it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dropless.ops.activation import silu_mul
+from dropless.ops.registry import Op
+
+
+@Op
+def route(
+    x: Tensor, router_weight: Tensor, top_k: int, norm_p: float | None
+) -> tuple[Tensor, Tensor]:
+    """`(topk_weights [T, top_k] in x's dtype, topk_ids [T, top_k] int64)`, largest first.
+
+    The router's scores, x [T, hidden] times router_weight [E, hidden], are in x's dtype; their
+    softmax over all experts is in float32, for in bfloat16 close experts would tie and another
+    one be chosen. The weights are divided by their p-norm of order `norm_p`, if there is one.
+    """
+    probabilities = F.linear(x, router_weight).softmax(-1, dtype=torch.float32)
+    weights, ids = probabilities.topk(top_k, dim=-1)
+    if norm_p is not None:
+        weights = weights / torch.linalg.vector_norm(weights, ord=norm_p, dim=-1, keepdim=True)
+    return weights.to(x.dtype), ids
+
+
+@Op
+def fused_experts(
+    x: Tensor, gate_up: Tensor, down: Tensor, topk_weights: Tensor, topk_ids: Tensor
+) -> Tensor:
+    """Every token through all of its experts, however many chose the same: [T, hidden].
+
+    Token t gives the sum over j of topk_weights[t, j] * E(x[t]), where expert E = topk_ids[t, j] is
+    x -> down @ (silu(gate x) * (up x)). The sum is in float32, the rest in x's dtype.
+
+    Args:
+        x: [T, hidden].
+        gate_up: [E, 2 * width, hidden], gate first.
+        down: [E, hidden, width]; may be a transposed view of a contiguous [E, width, hidden].
+        topk_weights, topk_ids: [T, top_k]; the ids of one token are distinct.
+    """
+    out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    for expert in torch.unique(topk_ids).tolist():
+        tokens, choice = torch.where(topk_ids == expert)
+        made = F.linear(silu_mul(F.linear(x[tokens], gate_up[expert])), down[expert])
+        out.index_add_(0, tokens, made.float() * topk_weights[tokens, choice, None])
+    return out.to(x.dtype)
