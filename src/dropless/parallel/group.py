@@ -1,0 +1,158 @@
+"""A group of ranks and its collectives: gloo between CPU processes, NCCL between GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import (
+    AllgatherOptions,
+    AllreduceOptions,
+    FileStore,
+    ProcessGroupGloo,
+    Store,
+)
+
+from dropless.errors import EngineError, SettingsError
+
+_JOIN_TIMEOUT_S = 30.0  # all ranks are up when they join
+# A dead rank ends a collective at once. This is for one that lives but does not come: longer than
+# the slowest rank can be behind the fastest, reading its weights included.
+_COLLECTIVE_TIMEOUT_S = 600.0
+
+
+class PeersLostError(EngineError):
+    """A collective failed because another rank is gone or does not come."""
+
+
+class Group:
+    """This process' place among the ranks that share one model. Alone, collectives do nothing.
+
+    No global state: a process may be in several groups at once. Every rank must call the same
+    collectives in the same order with the same shapes and types. One thread at a time uses a
+    group, except for `abort`.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, backend: Any = None) -> None:
+        """`backend` is a connected ProcessGroupGloo or ProcessGroupNCCL, whose methods PyTorch's
+        types do not show; None for a group of one. See `Group.join`."""
+        self.rank = rank
+        self.size = size
+        self._backend = backend
+
+    @classmethod
+    def join(
+        cls,
+        rank: int,
+        size: int,
+        device: torch.device,
+        folder: Path,
+        *,
+        timeout_s: float = _COLLECTIVE_TIMEOUT_S,
+    ) -> Group:
+        """Meet the other ranks in `folder`, which is theirs alone and empty at first.
+
+        `device` is where this rank's tensors are. `timeout_s` bounds every collective.
+
+        Raises:
+            PeersLostError: not all ranks came within 30 seconds.
+        """
+        if size == 1:
+            return cls()
+        store = FileStore(str(folder / "ranks"), size)
+        store.set_timeout(timedelta(seconds=_JOIN_TIMEOUT_S))
+        connect = _connect_gpus if device.type == "cuda" else _connect_cpus
+        try:
+            group = cls(rank, size, connect(store, rank, size, timedelta(seconds=timeout_s)))
+            group.all_reduce(torch.zeros(1, device=device)).item()  # NCCL connects at its first
+        except RuntimeError as error:
+            raise PeersLostError(
+                f"rank {rank} of {size} did not meet the other ranks, for which it waits up to "
+                f"{_JOIN_TIMEOUT_S:.0f} s; their own errors say why"
+            ) from error
+        return group
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum of every rank's `x`; in place where `x` is contiguous.
+
+        Raises:
+            PeersLostError: another rank is gone or did not come in time.
+        """
+        if self._backend is None:
+            return x
+        x = x.contiguous()
+        options = AllreduceOptions()
+        options.asyncOp = False  # a GPU runs it on the current stream
+        with self._naming_lost_peers():
+            self._backend.allreduce([x], options).wait()
+        return x
+
+    def all_gather(self, x: Tensor, dim: int = -1) -> Tensor:
+        """Every rank's `x`, concatenated along `dim` in rank order.
+
+        Raises:
+            PeersLostError: another rank is gone or did not come in time.
+        """
+        if self._backend is None:
+            return x
+        x = x.contiguous()
+        stacked = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
+        options = AllgatherOptions()
+        options.asyncOp = False
+        with self._naming_lost_peers():
+            self._backend._allgather_base(stacked, x, options).wait()
+        return stacked if dim == 0 else torch.cat(stacked.chunk(self.size), dim)
+
+    def slice_of(self, size: int, what: str) -> tuple[int, int]:
+        """Start and length of this rank's even part of `size` things.
+
+        Raises:
+            SettingsError: `size` does not divide evenly; the message names `what` they are.
+        """
+        if size % self.size:
+            fitting = [str(n) for n in range(1, self.size) if size % n == 0]
+            raise SettingsError(
+                f"{size} {what} cannot be shared evenly among {self.size} ranks; set "
+                f"tensor_parallel_size to {' or '.join(fitting)}"
+            )
+        length = size // self.size
+        return self.rank * length, length
+
+    def abort(self) -> None:
+        """Disconnect from the others. Any thread may call it. On a GPU it ends a collective in
+        progress; on a CPU one ends when the other rank's process does."""
+        if self._backend is not None:
+            self._backend.abort()
+
+    @contextmanager
+    def _naming_lost_peers(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise PeersLostError(
+                f"rank {self.rank} of {self.size} lost another rank while they computed together"
+            ) from error
+
+
+SOLO = Group()
+
+
+def _connect_cpus(store: Store, rank: int, size: int, timeout: timedelta) -> Any:
+    gloo: Any = ProcessGroupGloo
+    options = gloo._Options()
+    options._devices = [ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+    options._timeout = timeout
+    return gloo(store, rank, size, options)
+
+
+def _connect_gpus(store: Store, rank: int, size: int, timeout: timedelta) -> Any:
+    from torch._C._distributed_c10d import ProcessGroupNCCL  # absent from builds for CPUs
+
+    options = ProcessGroupNCCL.Options()
+    options._timeout = timeout
+    return ProcessGroupNCCL(store, rank, size, options)
