@@ -26,11 +26,12 @@ NOT_HERE = ("stream", "echo", "n", "best_of", "logprobs", "prompt_logprobs", "to
 
 @dataclass(frozen=True, slots=True)
 class BatchLine:
-    """One line, understood: `prompt` is text, token ids or chat messages."""
+    """One line, understood: a chat if it has `messages`, else a text (or token ids) to continue."""
 
     id: Any
-    prompt: str | list[int] | list[dict[str, str]]
     params: SamplingParams
+    prompt: str | list[int] = ""
+    messages: list[dict[str, str]] | None = None
 
 
 def parse_line(line: bytes, defaults: dict[str, Any]) -> BatchLine:
@@ -56,13 +57,14 @@ def parse_line(line: bytes, defaults: dict[str, Any]) -> BatchLine:
     try:
         if "messages" in given:
             chat = ChatBody.model_validate({"model": "", **defaults, **given})
-            return BatchLine(identity, chat.template_messages(), chat.sampling_params())
+            messages = chat.template_messages()
+            return BatchLine(identity, chat.sampling_params(), messages=messages)
         body = CompletionBody.model_validate({"model": "", **defaults, **given})
     except ValidationError as error:
         raise invalid_request(error) from None
     if len(body.prompts) != 1:
         raise InvalidRequestError("prompt holds several prompts; write one a line", param="prompt")
-    return BatchLine(identity, body.prompts[0], body.sampling_params())
+    return BatchLine(identity, body.sampling_params(), body.prompts[0])
 
 
 async def run_batch(
@@ -96,8 +98,8 @@ async def _answer(
     try:
         parsed = parse_line(line, defaults)
         identity = {} if parsed.id is None else {"id": parsed.id}
-        prompt = _token_ids(engine, parsed.prompt)
-        output = OutputText(engine.tokenizer, parsed.params)
+        prompt = _token_ids(engine, parsed)
+        output = OutputText(engine.tokenizer, parsed.params, continues_text=parsed.messages is None)
         text, tokens, reason = [], 0, None
         request = EngineRequest(f"line-{number}", prompt, parsed.params)
         async with aclosing(engine.client.generate(request)) as deltas:
@@ -121,9 +123,9 @@ async def _answer(
     }
 
 
-def _token_ids(engine: LocalEngine, prompt: str | list[int] | list[dict[str, str]]) -> list[int]:
-    if isinstance(prompt, str):
-        return engine.tokenizer.encode(prompt, add_bos=engine.tokenizer.add_bos)
-    if prompt and isinstance(prompt[0], dict):
-        return engine.template.render(prompt)
-    return prompt
+def _token_ids(engine: LocalEngine, line: BatchLine) -> list[int]:
+    if line.messages is not None:
+        return engine.template.render(line.messages)
+    if isinstance(line.prompt, str):
+        return engine.tokenizer.encode(line.prompt, add_bos=engine.tokenizer.add_bos)
+    return line.prompt

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dropless.bench.load_client import Api, LoadClient
 from dropless.bench.metrics import RequestRecord
 from dropless.bench.workload import Workload
+from dropless.cli.find_model import resolve_model
 from dropless.cli.remote import served_model
 
 Drive = Callable[[Workload, Callable[[RequestRecord], None]], list[RequestRecord]]
@@ -34,7 +35,7 @@ def drive_engine(
     from dropless.engine.config import EngineConfig
     from dropless.text.tokenizer import load_tokenizer
 
-    path, model_id = resolve_model(model)
+    path, model_id = resolve_model(model, allow_shapes=settings.get("weights") == "random")
     config = EngineConfig(model_path=path, model_id=model_id, **settings)
     tokenizer = load_tokenizer(config.tokenizer_path or path)
     with _progress() as progress:

@@ -36,8 +36,13 @@ def chat(
         float, typer.Option(min=0, max=1, metavar="F", help="Nucleus sampling.")
     ] = 0.95,
     max_tokens: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Longest answer, in tokens.")
-    ] = 1024,
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Longest answer, in tokens; default: to the end of the model's context.",
+        ),
+    ] = None,
     sampling_seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", help="Repeatable answers.")
     ] = None,
@@ -55,11 +60,17 @@ def chat(
         dropless chat ./model.gguf --system "Answer in one sentence."
         dropless chat --url http://127.0.0.1:8000
     """
+    import readline  # noqa: F401  (gives `input` line editing and a history)
+
     from dropless.cli.chat_backends import EngineBackend, ServerBackend
     from dropless.cli.chat_session import ChatSession
 
     backend = ServerBackend(url, model, api_key) if url else EngineBackend(model, engine)
-    sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
-    if sampling_seed is not None:
-        sampling["seed"] = sampling_seed
+    given = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_tokens": max_tokens,
+        "seed": sampling_seed,
+    }
+    sampling = {name: value for name, value in given.items() if value is not None}
     ChatSession(backend, sampling, system).run()

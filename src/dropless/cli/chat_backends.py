@@ -82,10 +82,19 @@ class ServerBackend:
                         return
                     yield _piece(msgspec.json.decode(data))
         except (HttpError, OSError, msgspec.DecodeError) as error:
-            raise EngineError(f"{self._url}: {error}") from error
+            raise EngineError(f"{self._url}: {_reason(error)}") from error
 
     async def stop(self) -> None:
         """The server stays."""
+
+
+def _reason(error: Exception) -> str:
+    """OpenAI's error message where the server sent one."""
+    status, _, body = str(error).partition(": ")
+    try:
+        return f"{msgspec.json.decode(body)['error']['message']} ({status})"
+    except (msgspec.DecodeError, LookupError, TypeError):
+        return str(error)
 
 
 def _piece(chunk: dict[str, Any]) -> Piece:

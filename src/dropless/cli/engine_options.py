@@ -60,7 +60,8 @@ OPTIONS: dict[str, Any] = {
 
 def engine_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the engine's options; it receives those that the user set, by their name in
-    `EngineConfig`, as its keyword argument `engine`."""
+    `EngineConfig`, as its keyword argument `engine`. Wrong ones raise SettingsError before it
+    begins, so that no model is fetched for them."""
     config = EngineConfig(model_path=Path())
     defaults = {name: getattr(config, name, False) for name in OPTIONS}
     own = inspect.signature(command, eval_str=True)
@@ -78,6 +79,7 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
         engine = {name: value for name, value in chosen.items() if value != defaults[name]}
         if engine.pop("no_prefix_caching", False):
             engine["prefix_caching"] = False
+        EngineConfig(model_path=Path(), **engine)
         command(**arguments, engine=engine)
 
     with_engine.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dropless.cli.engine_options import engine_options
+from dropless.errors import DroplessError
 
 if TYPE_CHECKING:
     from dropless.cli.batch_file import BatchFile
@@ -74,13 +75,14 @@ def generate(
     try:
         asyncio.run(_answer_all(batch, model, engine, sampling))
         batch.finish()
-    except KeyboardInterrupt:
-        typer.secho(
-            f"Stopped: {batch.done} of {batch.total} are kept in {batch.partial_path}; the same "
-            "command goes on from there.",
-            err=True,
-        )
-        raise typer.Exit(130) from None
+    except (KeyboardInterrupt, DroplessError):
+        if batch.done:
+            typer.echo(
+                f"Stopped: {batch.done} of {batch.total} results are kept in {batch.partial_path}; "
+                "the same command goes on from there.",
+                err=True,
+            )
+        raise
     finally:
         batch.close()
     typer.echo(f"{batch.done} results in {results}")

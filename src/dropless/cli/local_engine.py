@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from dropless.cli.find_model import resolve_model
 from dropless.engine.client import AsyncEngineClient
 from dropless.engine.config import EngineConfig
 from dropless.engine.messages import EngineReady, LoadProgress
@@ -32,9 +33,7 @@ async def start_local_engine(model: str | None, settings: dict[str, Any]) -> Loc
     Raises:
         DroplessError: the model is not found, does not load, or does not fit.
     """
-    from dropless.cli.models import resolve_model
-
-    path, model_id = resolve_model(model)
+    path, model_id = resolve_model(model, allow_shapes=settings.get("weights") == "random")
     tokenizer = load_tokenizer(settings.get("tokenizer_path") or path)
     template = load_chat_template(path, tokenizer)
     client = AsyncEngineClient(EngineConfig(model_path=path, model_id=model_id, **settings))

@@ -13,7 +13,7 @@ def served_model(url: str, api_key: str | None = None) -> str:
     Raises:
         EngineError: nobody answers there, or not with a list of models.
     """
-    base = url.rstrip("/").removesuffix("/v1")
+    base = (url if "://" in url else f"http://{url}").rstrip("/").removesuffix("/v1")
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
         answer = httpx.get(f"{base}/v1/models", headers=headers, timeout=10.0)

@@ -37,11 +37,11 @@ def serve(
         dropless serve ./model.gguf --threads 2 --max-model-len 4096
         dropless serve databricks/dbrx-instruct --tensor-parallel-size 8
     """
-    from dropless.cli.models import resolve_model
+    from dropless.cli.find_model import resolve_model
     from dropless.engine.config import EngineConfig
     from dropless.server.listener import listen
     from dropless.server.serve import serve as serve_http
 
     listener = listen(host, port)  # a port in use is told before anything is fetched
-    path, model_id = resolve_model(model)
+    path, model_id = resolve_model(model, allow_shapes=engine.get("weights") == "random")
     serve_http(EngineConfig(model_path=path, model_id=model_id, **engine), listener)
