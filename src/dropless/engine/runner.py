@@ -17,7 +17,7 @@ from dropless.engine.sampler import Sampler, SamplingRow
 from dropless.engine.step import NewRequest, StepInput, StepResult
 from dropless.errors import GrammarError
 from dropless.layers.batch import ForwardBatch
-from dropless.models.base import CausalLM
+from dropless.models.decoder import CausalLM
 from dropless.ops.attention import PagedBatch
 
 _LOGIT_ELEMENTS = 1 << 22  # of prompt logits at a time: 16 MiB

@@ -123,11 +123,20 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return Tokenizer(load_hf_vocabulary(path))
 
 
+def has_tokenizer(path: Path) -> bool:
+    """Whether `load_tokenizer` has something to load: not for a folder of weights alone."""
+    path = Path(path)
+    return path.is_file() or _is_bare_config(path) or _has_tokenizer_files(path)
+
+
+def _has_tokenizer_files(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
+
+
 def _is_bare_config(folder: Path) -> bool:
-    tokenizer_files = ("tokenizer.json", "tokenizer_config.json")
     return (
         (folder / "config.json").exists()
-        and not any((folder / name).exists() for name in tokenizer_files)
+        and not _has_tokenizer_files(folder)
         and not any(next(folder.glob(pattern), None) for pattern in _WEIGHT_FILES)
     )
 

@@ -1,0 +1,60 @@
+"""One rank's runner: its part of the weights and its KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from dropless.checkpoints.open import open_checkpoint
+from dropless.engine.config import EngineConfig
+from dropless.engine.constraints import Constraints
+from dropless.engine.memory import MemoryPlan
+from dropless.engine.runner import Runner
+from dropless.models.registry import load_model
+from dropless.parallel.group import Group
+
+
+def load_runner(
+    config: EngineConfig,
+    plan: MemoryPlan,
+    group: Group,
+    constraints: Constraints,
+    progress: Callable[[str, float], None],
+) -> Runner:
+    """Load what rank `group.rank` holds, on its device.
+
+    Raises:
+        CheckpointError: the weights are missing, damaged or do not fit the configuration.
+        SettingsError: the model does not divide evenly over the ranks.
+    """
+    torch.set_num_threads(plan.threads)
+    device = torch.device("cpu" if plan.device == "cpu" else f"cuda:{group.rank}")
+    checkpoint = open_checkpoint(config.model_path, config.weights, config.seed)
+    own_bytes = plan.weight_bytes // (group.size if plan.device == "cpu" else 1)
+    model = load_model(
+        checkpoint,
+        dtype=plan.dtype,
+        device=device,
+        group=group,
+        quantization=plan.quantization,
+        on_read=lambda done: progress("loading weights", min(1.0, done / own_bytes)),
+    )
+    heads = group.slice_of(model.config.num_kv_heads, "key and value heads")[1]
+    shape = (plan.num_blocks, config.block_size, heads, model.config.head_dim)
+    # Zeros, not whatever lies in memory: a NaN in an unused slot would spread through products.
+    kv_caches = [
+        (
+            torch.zeros(shape, dtype=plan.dtype, device=device),
+            torch.zeros(shape, dtype=plan.dtype, device=device),
+        )
+        for _ in range(model.config.num_layers)
+    ]
+    return Runner(
+        model,
+        kv_caches,
+        device=device,
+        max_rows=config.max_running_requests,
+        max_model_len=plan.max_model_len,
+        constraints=constraints,
+    )

@@ -1,0 +1,231 @@
+"""The memory plan: what weights, KV cache and a step take, decided before anything loads."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from dropless.checkpoints.checkpoint import Checkpoint
+from dropless.engine.config import EngineConfig
+from dropless.engine.machine_memory import available_memory
+from dropless.errors import MemoryPlanError, SettingsError
+from dropless.layers.weights import WeightFormat
+from dropless.models.config import ModelConfig
+from dropless.models.registry import parse_config, weight_bytes
+
+_CPU_CACHE = 384 * 2**20  # unless one full context needs more, or the caller says otherwise
+_SHORTEST_LEN = 256  # a cache that holds less is of no use
+_CPU_TOKEN_BUDGET = 256
+_GPU_TOKEN_BUDGET = 8192
+_LOGIT_COPIES = 4  # the sampler's passes over the logits, float32
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Every setting that "auto" or None left open, and what it all takes.
+
+    Bytes are of one device: of one rank's GPU, or of the machine for all ranks on a CPU.
+    """
+
+    device: Literal["cpu", "cuda"]
+    dtype: torch.dtype
+    quantization: WeightFormat
+    threads: int  # CPU threads of each rank
+    max_model_len: int
+    step_token_budget: int
+    num_blocks: int
+    weight_bytes: int
+    kv_cache_bytes: int
+    workspace_bytes: int
+    limit_bytes: int  # what the plan may use
+
+    def describe(self) -> str:
+        """A small table, sizes in GiB."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        cache = f"{self.num_blocks} blocks, contexts up to {self.max_model_len} tokens"
+        lines = [
+            ("weights", self.weight_bytes, f"{dtype}, quantization {self.quantization}"),
+            ("KV cache", self.kv_cache_bytes, cache),
+            ("workspace", self.workspace_bytes, f"steps of {self.step_token_budget} tokens"),
+        ]
+        total = sum(size for _, size, _ in lines)
+        lines.append(("in all", total, f"of {_gib(self.limit_bytes)} on {self.device}"))
+        return "\n".join(f"{name:<10} {_gib(size):>11}  {note}" for name, size, note in lines)
+
+
+def plan_memory(config: EngineConfig, checkpoint: Checkpoint) -> MemoryPlan:
+    """Decide what the settings left open, so that it fits into the memory that is free now.
+
+    Raises:
+        MemoryPlanError: it does not fit; the message says what would.
+        SettingsError: a device or a format that this machine does not have.
+        ConfigError: the model's configuration is wrong.
+    """
+    model = parse_config(checkpoint.config)
+    device = _device(config)
+    dtype = _dtype(config, device)
+    quantization = _quantization(config, device, dtype)
+    budget = config.step_token_budget or (
+        _CPU_TOKEN_BUDGET if device == "cpu" else _GPU_TOKEN_BUDGET
+    )
+    ranks = config.tensor_parallel_size
+    ranks_here = ranks if device == "cpu" else 1
+    weights = ranks_here * weight_bytes(
+        checkpoint, dtype=dtype, num_ranks=ranks, quantization=quantization
+    )
+    workspace = ranks_here * _workspace(model, config, budget, dtype)
+    limit = int(_free_memory(config, device) * config.memory_fraction)
+    wanted_len = _wanted_len(config, model)
+    room = limit - weights - workspace
+    block_bytes = _block_bytes(model, config, dtype, ranks_here)
+    if room < block_bytes * _blocks(min(_SHORTEST_LEN, wanted_len), config):
+        raise _too_big(config, weights, workspace, limit, device)
+    cache = _cache_bytes(config, device, room, block_bytes, wanted_len)
+    num_blocks = cache // block_bytes
+    max_model_len = min(wanted_len, num_blocks * config.block_size)
+    if config.max_model_len is not None and max_model_len < wanted_len:
+        raise MemoryPlanError(
+            f"max_model_len {wanted_len} needs {_gib(block_bytes * _blocks(wanted_len, config))} of"
+            f" KV cache and there are {_gib(cache)}; set max_model_len to {max_model_len} or less"
+        )
+    return MemoryPlan(
+        device=device,
+        dtype=dtype,
+        quantization=quantization,
+        threads=_threads(config, ranks_here),
+        max_model_len=max_model_len,
+        step_token_budget=budget,
+        num_blocks=num_blocks,
+        weight_bytes=weights,
+        kv_cache_bytes=num_blocks * block_bytes,
+        workspace_bytes=workspace,
+        limit_bytes=limit,
+    )
+
+
+def _device(config: EngineConfig) -> Literal["cpu", "cuda"]:
+    gpus = torch.cuda.device_count()
+    if config.device == "cpu" or (config.device == "auto" and gpus == 0):
+        return "cpu"
+    if gpus < config.tensor_parallel_size:
+        raise SettingsError(
+            f"tensor_parallel_size {config.tensor_parallel_size} on cuda needs as many GPUs;"
+            f" PyTorch sees {gpus}"
+        )
+    return "cuda"
+
+
+def _dtype(config: EngineConfig, device: str) -> torch.dtype:
+    if config.dtype == "float32" or (config.dtype == "auto" and device == "cpu"):
+        return torch.float32
+    return torch.bfloat16
+
+
+def _quantization(config: EngineConfig, device: str, dtype: torch.dtype) -> WeightFormat:
+    if config.quantization == "none":
+        return "none"
+    possible = device == "cpu" and dtype == torch.float32
+    if config.quantization == "fp16" and not possible:
+        name = str(dtype).removeprefix("torch.")
+        raise SettingsError(
+            f"fp16 weights need a CPU and float32 activations, not {name} on {device};"
+            " use quantization none"
+        )
+    is_fast = platform.machine() in ("x86_64", "AMD64")
+    return "fp16" if possible and (is_fast or config.quantization == "fp16") else "none"
+
+
+def _threads(config: EngineConfig, ranks_here: int) -> int:
+    cores = len(os.sched_getaffinity(0))
+    return config.threads or max(1, cores // ranks_here)
+
+
+def _free_memory(config: EngineConfig, device: str) -> int:
+    """Bytes: on GPUs, the least of any."""
+    if device == "cpu":
+        return available_memory()
+    return min(torch.cuda.mem_get_info(rank)[0] for rank in range(config.tensor_parallel_size))
+
+
+def _wanted_len(config: EngineConfig, model: ModelConfig) -> int:
+    longest = model.max_position_embeddings
+    if config.max_model_len is not None and config.max_model_len > longest:
+        raise SettingsError(
+            f"max_model_len is {config.max_model_len}, but the model has {longest} positions;"
+            f" set it to {longest} or less"
+        )
+    return config.max_model_len or longest
+
+
+def _workspace(model: ModelConfig, config: EngineConfig, budget: int, dtype: torch.dtype) -> int:
+    """What a step of one rank holds at once, from above: the stream and its norm, queries, keys
+    and values and their mixture, the feed-forward layer of every expert a token reaches, and the
+    logits of all requests in the sampler."""
+    heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+    ffn = model.top_k * (model.hidden_size + 3 * model.ffn_width)
+    elements = budget * (4 * model.hidden_size + (heads + ffn) // config.tensor_parallel_size)
+    sampled = min(budget, config.max_running_requests)
+    return elements * dtype.itemsize + _LOGIT_COPIES * sampled * model.vocab_size * 4
+
+
+def _blocks(num_tokens: int, config: EngineConfig) -> int:
+    return -(-num_tokens // config.block_size)
+
+
+def _block_bytes(
+    model: ModelConfig, config: EngineConfig, dtype: torch.dtype, ranks_here: int
+) -> int:
+    """Keys and values of one block in all layers, of the ranks that share this memory."""
+    kv_heads = model.num_kv_heads // config.tensor_parallel_size * ranks_here
+    per_token = 2 * model.num_layers * kv_heads * model.head_dim * dtype.itemsize
+    return per_token * config.block_size
+
+
+def _cache_bytes(
+    config: EngineConfig, device: str, room: int, block_bytes: int, wanted_len: int
+) -> int:
+    if config.kv_cache_bytes is not None:
+        if config.kv_cache_bytes < block_bytes:
+            raise MemoryPlanError(
+                f"kv_cache_bytes is {config.kv_cache_bytes}, less than one block of"
+                f" {block_bytes} bytes; give it at least {_SHORTEST_LEN} tokens' worth:"
+                f" {block_bytes * _blocks(_SHORTEST_LEN, config)}"
+            )
+        if config.kv_cache_bytes > room:
+            raise MemoryPlanError(
+                f"kv_cache_bytes is {_gib(config.kv_cache_bytes)}, but beside weights and"
+                f" workspace {_gib(room)} are left; set kv_cache_bytes to {room} or less"
+            )
+        return config.kv_cache_bytes
+    one_context = block_bytes * _blocks(wanted_len, config)
+    most = one_context * config.max_running_requests
+    if device == "cpu":
+        most = min(most, max(_CPU_CACHE, one_context))
+    return min(room, most)
+
+
+def _too_big(
+    config: EngineConfig, weights: int, workspace: int, limit: int, device: str
+) -> MemoryPlanError:
+    where = "this machine" if device == "cpu" else "each GPU"
+    advice = "free memory"
+    if device == "cuda" and weights + workspace > limit > workspace:
+        total = weights * config.tensor_parallel_size
+        needed = -(-total // (limit - workspace))
+        advice = f"use at least {needed} such GPUs (tensor_parallel_size), a smaller model"
+    elif device == "cpu":
+        advice = "free memory, use a smaller model"
+    return MemoryPlanError(
+        f"{config.model_id or config.model_path.name} needs {_gib(weights)} for weights and"
+        f" {_gib(workspace)} for a step of tokens, with KV cache on top; {where} has {_gib(limit)}"
+        f" for it (memory_fraction {config.memory_fraction:g} of what is free). To make it fit,"
+        f" {advice}, or lower step_token_budget and max_running_requests"
+    )
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:,.2f} GiB"

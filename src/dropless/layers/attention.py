@@ -1,0 +1,54 @@
+"""Grouped-query attention over the paged cache, on this rank's heads."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dropless.layers.batch import ForwardBatch
+from dropless.layers.linear import Linear, RowParallelLinear
+from dropless.ops.attention import paged_attention
+from dropless.ops.rope import rope_and_cache
+from dropless.parallel.group import Group
+
+
+class Attention:
+    def __init__(
+        self,
+        qkv: Linear,
+        out: RowParallelLinear,
+        cos_sin: Tensor,
+        *,
+        layer: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        group: Group,
+        clip: float | None = None,
+    ) -> None:
+        """`qkv` gives this rank's query heads, key heads and value heads, in that order; `clip`
+        bounds all three before rotation. `num_heads` and `num_kv_heads` are of all ranks."""
+        self._qkv = qkv
+        self._out = out
+        self._cos_sin = cos_sin
+        self._layer = layer
+        self._num_heads = group.slice_of(num_heads, "attention heads")[1]
+        self._num_kv_heads = group.slice_of(num_kv_heads, "key and value heads")[1]
+        self._scale = head_dim**-0.5
+        self._clip = clip
+
+    def __call__(self, x: Tensor, batch: ForwardBatch) -> Tensor:
+        """[num_tokens, hidden] to the same; writes the tokens' keys and values to the cache."""
+        k_cache, v_cache = batch.kv_caches[self._layer]
+        q = rope_and_cache(
+            self._qkv(x),
+            batch.positions,
+            self._cos_sin,
+            k_cache,
+            v_cache,
+            batch.paged.slot_mapping,
+            num_heads=self._num_heads,
+            num_kv_heads=self._num_kv_heads,
+            clip=self._clip,
+        )
+        mixed = paged_attention(q, k_cache, v_cache, batch.paged, self._scale)
+        return self._out(mixed.flatten(1))

@@ -1,0 +1,80 @@
+"""Linear layers: split by output columns or by input rows over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dropless.layers.weights import Weights
+from dropless.ops.half_linear import PackedHalf, half_linear
+
+
+class Linear:
+    """x @ weight.T + bias on this rank's part."""
+
+    def __init__(self, weight: Tensor | PackedHalf, bias: Tensor | None = None) -> None:
+        """weight: [out, in]; bias: [out]."""
+        self._weight = weight
+        self._bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[num_tokens, in] to [num_tokens, out]."""
+        if isinstance(self._weight, PackedHalf):
+            y = half_linear(x, self._weight)
+            return y if self._bias is None else y.add_(self._bias)
+        return F.linear(x, self._weight, self._bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of a stored matrix that are one output of a merged layer: all, or a range of them."""
+
+    name: str
+    size: int
+    start: int = 0
+    stored: int | None = None  # rows of the whole matrix; None: `size`
+
+    @property
+    def bias(self) -> str:
+        return self.name.removesuffix("weight") + "bias"
+
+
+def column_parallel(
+    weights: Weights, in_features: int, outputs: Sequence[Rows], *, bias: bool = False
+) -> Linear:
+    """Several outputs of one input as one matrix; each rank has its even part of every output."""
+    parts = [
+        weights.rows_part(rows.name, (rows.stored or rows.size, in_features), rows.start, rows.size)
+        for rows in outputs
+    ]
+    biases = [weights.vector_part(rows.bias, rows.size) for rows in outputs] if bias else []
+    weight = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return Linear(weights.pack(weight), torch.cat(biases) if biases else None)
+
+
+class RowParallelLinear:
+    """Each rank multiplies its part of the input; the sum over ranks is the output."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        name: str,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = False,
+    ) -> None:
+        part = weights.matrix_part(name, (out_features, in_features), dim=1)
+        self._linear = Linear(weights.pack(part))
+        bias_name = name.removesuffix("weight") + "bias"
+        self._bias = weights.vector(bias_name, out_features) if bias else None
+        self._group = weights.group
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[num_tokens, in / ranks] to [num_tokens, out], the same on every rank."""
+        y = self._group.all_reduce(self._linear(x))
+        return y if self._bias is None else y + self._bias
