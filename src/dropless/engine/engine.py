@@ -1,0 +1,207 @@
+"""The engine: checks requests at the door, then schedules, runs and accounts step after step."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from typing import Protocol
+
+import msgspec
+
+from dropless.engine.constraints import Constraints
+from dropless.engine.kv_cache import KVCache
+from dropless.engine.messages import EngineRequest, EngineStats, TokenDelta
+from dropless.engine.request import Request
+from dropless.engine.scheduler import Scheduler
+from dropless.engine.step import StepInput, StepResult
+from dropless.errors import ContextLengthError, EngineOverloadedError, InvalidRequestError
+
+RETRY_AFTER_S = 1.0  # when the queue is full; it moves with every request that ends
+
+
+class StepExecutor(Protocol):
+    """Whoever computes a step: `dropless.engine.executor.Executor`."""
+
+    def execute(self, step: StepInput) -> StepResult: ...
+    def close(self) -> None: ...
+
+
+class Engine:
+    """Requests in, deltas out, one step at a time. Belongs to one thread."""
+
+    def __init__(
+        self,
+        executor: StepExecutor,
+        constraints: Constraints,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_model_len: int,
+        max_running_requests: int,
+        max_waiting_requests: int,
+        step_token_budget: int,
+        prefix_caching: bool,
+    ) -> None:
+        """`num_blocks` cache blocks of `block_size` tokens are the executor's; all other sizes are
+        in tokens or requests, as in `EngineConfig`."""
+        self._executor = executor
+        self._constraints = constraints
+        self._max_model_len = max_model_len
+        self._cache_len = num_blocks * block_size
+        self._max_waiting = max_waiting_requests
+        self._cache = KVCache(num_blocks, block_size, prefix_caching=prefix_caching)
+        self._scheduler = Scheduler(
+            self._cache,
+            max_running_requests=max_running_requests,
+            step_token_budget=step_token_budget,
+        )
+        self._arrivals = itertools.count()
+        self._steps = 0
+        self._last_step_s = 0.0
+        self._last_schedule_s = 0.0
+
+    def add_request(self, message: EngineRequest) -> None:
+        """Queue a request. One that is refused leaves no trace.
+
+        Raises:
+            InvalidRequestError: the id is in use, or prompt or parameters are wrong.
+            ContextLengthError: it could never fit into the context or the cache.
+            GrammarError: its grammar cannot be used.
+            EngineOverloadedError: the queue is full.
+        """
+        if message.request_id in self._scheduler:
+            raise InvalidRequestError(
+                f"request_id {message.request_id!r} is in use; give every request its own",
+                param="request_id",
+                code="duplicate_request_id",
+            )
+        self._check_prompt(message.prompt_token_ids)
+        max_new_tokens = self._room(message)
+        # A request that has a row to start in does not wait.
+        if self._scheduler.num_waiting - self._scheduler.num_free_rows >= self._max_waiting:
+            raise EngineOverloadedError(
+                f"{self._scheduler.num_waiting} requests are waiting already; the queue takes "
+                f"{self._max_waiting}. Try again in {RETRY_AFTER_S:g} s",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        self._constraints.check(message.params, max_new_tokens)
+        self._scheduler.add(self._make_request(message, max_new_tokens))
+
+    def abort(self, request_ids: list[str]) -> list[TokenDelta]:
+        """End these requests; the last delta of each that was live."""
+        deltas = [self._scheduler.abort(request_id) for request_id in request_ids]
+        if not self.has_work():
+            self.check_integrity()
+        return [delta for delta in deltas if delta is not None]
+
+    def has_work(self) -> bool:
+        return self._scheduler.num_running > 0 or self._scheduler.num_waiting > 0
+
+    def step(self) -> list[TokenDelta]:
+        """Compute one step; a delta for each request that got a token or ended. Does nothing when
+        there is no work. If it raises, every request stands where it stood before and, should the
+        executor still work, goes on from there."""
+        if not self.has_work():
+            return []
+        started = time.perf_counter()
+        try:
+            step = self._scheduler.schedule()
+            scheduled = time.perf_counter()
+            result = self._executor.execute(step.input)
+            executed = time.perf_counter()
+            deltas = self._scheduler.update(step, result)
+        except BaseException:
+            self._scheduler.preempt_all()
+            raise
+        if not self.has_work():
+            self.check_integrity()
+        ended = time.perf_counter()
+        self._steps += 1
+        self._last_step_s = ended - started
+        self._last_schedule_s = (scheduled - started) + (ended - executed)
+        return deltas
+
+    def stats(self) -> EngineStats:
+        counters = self._scheduler.counters
+        return EngineStats(
+            running=self._scheduler.num_running,
+            waiting=self._scheduler.num_waiting,
+            kv_blocks_total=self._cache.num_blocks,
+            kv_blocks_free=self._cache.num_free,
+            steps=self._steps,
+            prompt_tokens=counters.prompt_tokens,
+            generated_tokens=counters.generated_tokens,
+            prefix_hit_tokens=counters.prefix_hit_tokens,
+            preemptions=counters.preemptions,
+            finished_requests=counters.finished_requests,
+            last_step_ms=self._last_step_s * 1e3,
+            last_schedule_ms=self._last_schedule_s * 1e3,
+        )
+
+    def check_integrity(self) -> None:
+        """Every block must be free when nothing is live.
+
+        Raises:
+            EngineError: a block is lost, or held by nobody.
+        """
+        self._cache.check_all_free()
+
+    def close(self) -> None:
+        self._executor.close()
+
+    def _check_prompt(self, token_ids: list[int]) -> None:
+        if not token_ids:
+            raise InvalidRequestError(
+                "the prompt is empty; give at least one token", param="prompt"
+            )
+        vocab_size = self._constraints.vocab_size
+        for token_id in (min(token_ids), max(token_ids)):
+            if not 0 <= token_id < vocab_size:
+                raise InvalidRequestError(
+                    f"the prompt has the token id {token_id}; this model has 0 to {vocab_size - 1}",
+                    param="prompt",
+                )
+
+    def _room(self, message: EngineRequest) -> int:
+        """How many tokens the request may generate, at least one."""
+        num_prompt = len(message.prompt_token_ids)
+        limit = min(self._max_model_len, self._cache_len)
+        if num_prompt >= limit:
+            raise ContextLengthError(
+                f"the prompt has {num_prompt} tokens, which leaves no room for a new one: "
+                f"{self._limit_text()}. Shorten the prompt to {limit - 1} tokens or fewer",
+                param="prompt",
+            )
+        room = limit - num_prompt
+        if message.params.min_tokens > room:
+            raise InvalidRequestError(
+                f"min_tokens is {message.params.min_tokens}, but after a prompt of {num_prompt} "
+                f"tokens there is room for {room}: {self._limit_text()}",
+                param="min_tokens",
+            )
+        return min(room, message.params.max_tokens or room)
+
+    def _limit_text(self) -> str:
+        text = f"the context is {self._max_model_len} tokens"
+        if self._cache_len < self._max_model_len:
+            text += f" and the KV cache holds {self._cache_len}"
+        return text
+
+    def _make_request(self, message: EngineRequest, max_new_tokens: int) -> Request:
+        params = msgspec.structs.replace(message.params, max_tokens=max_new_tokens)
+        # An end token always ends constrained output: nothing can follow it.
+        ignores_eos = params.ignore_eos and params.grammar is None
+        eos_token_ids = () if ignores_eos else self._constraints.eos_token_ids
+        num_prompt = len(message.prompt_token_ids)
+        return Request(
+            request_id=message.request_id,
+            owner=message.owner,
+            order=(-message.priority, next(self._arrivals)),
+            params=params,
+            seed=secrets.randbits(63) if params.seed is None else params.seed,
+            token_ids=list(message.prompt_token_ids),
+            num_prompt_tokens=num_prompt,
+            max_len=num_prompt + max_new_tokens,
+            end_token_ids=frozenset((*eos_token_ids, *params.stop_token_ids)),
+        )
