@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -74,7 +74,7 @@ class Fields:
         """A positive, finite number."""
         value = self._required(name)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or value <= 0:
+        if not is_number or not 0 < value <= sys.float_info.max:  # also false for NaN
             raise self.error(name, f"is {value!r}; it must be a positive number")
         return float(value)
 
@@ -144,11 +144,16 @@ def _scaling(fields: Fields) -> RopeScaling | None:
     if kind == "linear":
         return RopeScaling("linear", fields.real("factor"))
     if kind == "llama3":
+        low, high = fields.real("low_freq_factor"), fields.real("high_freq_factor")
+        if low >= high:
+            raise fields.error(
+                "high_freq_factor", f"is {high}; it must be above low_freq_factor, {low}"
+            )
         return RopeScaling(
             "llama3",
             fields.real("factor"),
-            fields.real("low_freq_factor"),
-            fields.real("high_freq_factor"),
+            low,
+            high,
             fields.integer("original_max_position_embeddings"),
         )
     raise fields.error("rope_type", f"is {kind!r}; supported are default, linear and llama3")

@@ -104,7 +104,7 @@ def _build(checkpoint: Checkpoint, weights: Weights) -> CausalLM:
 
 def _family(content: Mapping[str, Any]) -> ModuleType:
     name = content.get("model_type")
-    if name not in _FAMILIES:
+    if not isinstance(name, str) or name not in _FAMILIES:
         raise ConfigError(f"model_type is {name!r}; supported families are {', '.join(_FAMILIES)}")
     return _FAMILIES[name]
 
