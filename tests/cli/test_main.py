@@ -35,11 +35,20 @@ def test_the_examples_in_the_help_are_understood(command: str) -> None:
             assert run(app, [*arguments, "--help"]).exit_code == 0, line
 
 
-def test_help_needs_neither_torch_nor_a_server() -> None:
-    code = (
-        "import sys, dropless.cli.main; "
-        "print([m for m in ('torch', 'fastapi', 'httpx', 'zmq', 'matplotlib') if m in sys.modules])"
-    )
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("dropless", "torch"),
+        ("dropless.engine.client", "torch"),
+        ("dropless.server.app", "torch"),
+        ("dropless.server.serve", "torch"),
+        ("dropless.cli.local_engine", "torch"),
+        ("dropless.cli.main", "torch fastapi httpx zmq matplotlib tokenizers"),
+    ],
+)
+def test_what_an_import_does_not_bring(module: str, absent: str) -> None:
+    """Help is quick, and the HTTP process stays small."""
+    code = f"import sys, {module}; print([m for m in {absent.split()} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
