@@ -40,7 +40,7 @@ class Group:
 
     def __init__(self, rank: int = 0, size: int = 1, backend: Any = None) -> None:
         """`backend` is a connected ProcessGroupGloo or ProcessGroupNCCL, whose methods PyTorch's
-        types do not show; None for a group of one. See `Group.join`."""
+        types do not show (`Group.join`). None: nothing is exchanged, as in a group of one."""
         self.rank = rank
         self.size = size
         self._backend = backend
@@ -117,7 +117,7 @@ class Group:
         if size % self.size:
             fitting = [str(n) for n in range(1, self.size) if size % n == 0]
             raise SettingsError(
-                f"{size} {what} cannot be shared evenly among {self.size} ranks; set "
+                f"{what}: {size} cannot be shared evenly among {self.size} ranks; set "
                 f"tensor_parallel_size to {' or '.join(fitting)}"
             )
         length = size // self.size
