@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from array import array
+import struct
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def root_hash(owner: str) -> bytes:
 
 def chain_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
     """The hash of a full block: of its tokens and, through `parent`, of all before them."""
-    tokens = array("i", token_ids).tobytes()
+    tokens = struct.pack(f"{len(token_ids)}i", *token_ids)
     return hashlib.blake2b(parent + tokens, digest_size=_DIGEST_SIZE).digest()
 
 

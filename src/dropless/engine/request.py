@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from dropless.engine.messages import TokenDelta, TokenLogprob
+from dropless.engine.messages import FinishReason, TokenDelta, TokenLogprob
 from dropless.engine.sampling_params import SamplingParams
 from dropless.engine.step import NewRequest
 
@@ -77,24 +77,22 @@ class Request:
     ) -> TokenDelta:
         """Append a sampled token. The delta has a finish reason if that was the last one."""
         self.token_ids.append(token_id)
-        delta = TokenDelta(
+        finish_reason: FinishReason | None = None
+        if token_id in self.end_token_ids or grammar_finished:
+            finish_reason = "stop"
+        elif len(self.token_ids) >= self.max_len:
+            finish_reason = "length"
+        prompt_logprobs, self.prompt_logprobs = self.prompt_logprobs, None
+        return TokenDelta(
             self.request_id,
             [token_id],
-            num_cached_tokens=self.num_cached_tokens,
-            scheduled_time=self.scheduled_time,
+            finish_reason,
+            token_id if token_id in self.end_token_ids else None,
+            None if logprob is None else [logprob],
+            prompt_logprobs,
+            self.num_cached_tokens,
+            self.scheduled_time,
         )
-        if logprob is not None:
-            delta.logprobs = [logprob]
-        if self.prompt_logprobs is not None:
-            delta.prompt_logprobs, self.prompt_logprobs = self.prompt_logprobs, None
-        if token_id in self.end_token_ids:
-            delta.finish_reason = "stop"
-            delta.stop_token_id = token_id
-        elif grammar_finished:
-            delta.finish_reason = "stop"
-        elif len(self.token_ids) >= self.max_len:
-            delta.finish_reason = "length"
-        return delta
 
     def failed(self, error: str) -> TokenDelta:
         """The last delta of a request that this error ends."""

@@ -141,12 +141,14 @@ class Scheduler:
             if gathered is not None:
                 gathered += entries
         deltas = []
+        block_size = self._cache.block_size
         outcomes = zip(
             step.requests, step.input.num_tokens, result.token_ids, result.logprobs, strict=True
         )
         for i, (request, num_tokens, token_id, logprob) in enumerate(outcomes):
             request.num_computed += num_tokens
-            self._cache.register(request)
+            if num_tokens > 1 or request.num_computed % block_size == 0:
+                self._cache.register(request)
             if i in result.errors:
                 delta = request.failed(result.errors[i])
             elif token_id is not None:
@@ -165,10 +167,14 @@ class Scheduler:
         num_before = len(self._running)
         fits = True
         longer = []
+        block_size = self._cache.block_size
         for request in self._running:  # preemption shortens it from its end
-            if len(request.token_ids) - request.num_computed > 1:
+            num_computed = request.num_computed
+            if len(request.token_ids) - num_computed > 1:
                 longer.append(request)
-            elif self._make_room(request, 1, plan):
+            elif num_computed < len(request.blocks) * block_size or self._make_room(
+                request, 1, plan
+            ):
                 plan.decodes.append(request)
             else:
                 fits = False
