@@ -28,43 +28,54 @@ NOT_HERE = ("stream", "echo", "n", "best_of", "logprobs", "prompt_logprobs", "to
 class BatchLine:
     """One line, understood: a chat if it has `messages`, else a text (or token ids) to continue."""
 
-    id: Any
     params: SamplingParams
     prompt: str | list[int] = ""
     messages: list[dict[str, str]] | None = None
 
 
-def parse_line(line: bytes, defaults: dict[str, Any]) -> BatchLine:
-    """A line is the body of an OpenAI request, with `messages` or `prompt`, and may have an `id`.
+def read_line(line: bytes) -> dict[str, Any]:
+    """The JSON object of a line.
 
     Raises:
-        InvalidRequestError: it is no JSON object, has neither or both, or a wrong field.
+        InvalidRequestError: it is none.
     """
     try:
         given = json.loads(line)
     except ValueError as error:
         raise InvalidRequestError(f"the line is not valid JSON: {error}") from None
-    if not isinstance(given, dict) or ("prompt" in given) == ("messages" in given):
+    if not isinstance(given, dict):
         raise InvalidRequestError('a line is {"prompt": ...} or {"messages": [...]}')
+    return given
+
+
+def parse_line(given: dict[str, Any], defaults: dict[str, Any]) -> BatchLine:
+    """A line is the body of an OpenAI request, with `messages` or `prompt`; `defaults` are sampling
+    fields for those it leaves out.
+
+    Raises:
+        InvalidRequestError: it has neither or both, or a wrong field.
+    """
+    if ("prompt" in given) == ("messages" in given):
+        raise InvalidRequestError('a line has either "prompt" or "messages"')
     for field in NOT_HERE:
         if given.get(field) not in (None, False) and (field, given[field]) != ("n", 1):
             raise InvalidRequestError(
                 f"{field} is not for batch files: each line gets one answer, as text", param=field
             )
-    identity = given.pop("id", None)
     if given.get("max_completion_tokens") is not None:
         defaults = {name: v for name, v in defaults.items() if name != "max_tokens"}
+    body_json = json.dumps({"model": "", **defaults, **given})
     try:
         if "messages" in given:
-            chat = ChatBody.model_validate({"model": "", **defaults, **given})
+            chat = ChatBody.model_validate_json(body_json)
             messages = chat.template_messages()
-            return BatchLine(identity, chat.sampling_params(), messages=messages)
-        body = CompletionBody.model_validate({"model": "", **defaults, **given})
+            return BatchLine(chat.sampling_params(), messages=messages)
+        body = CompletionBody.model_validate_json(body_json)
     except ValidationError as error:
         raise invalid_request(error) from None
     if len(body.prompts) != 1:
         raise InvalidRequestError("prompt holds several prompts; write one a line", param="prompt")
-    return BatchLine(identity, body.sampling_params(), body.prompts[0])
+    return BatchLine(body.sampling_params(), body.prompts[0])
 
 
 async def run_batch(
@@ -96,8 +107,10 @@ async def _answer(
 ) -> Result:
     identity: Result = {}
     try:
-        parsed = parse_line(line, defaults)
-        identity = {} if parsed.id is None else {"id": parsed.id}
+        given = read_line(line)
+        if (own_id := given.pop("id", None)) is not None:
+            identity = {"id": own_id}
+        parsed = parse_line(given, defaults)
         prompt = _token_ids(engine, parsed)
         output = OutputText(engine.tokenizer, parsed.params, continues_text=parsed.messages is None)
         text, tokens, reason = [], 0, None
