@@ -29,13 +29,14 @@ class PagedBatch:
     num_decodes: int
     query_lens_host: list[int]  # [num_seqs]
     seq_lens_host: list[int]  # [num_seqs], equal to seq_lens
-    _derived: dict[Callable[[PagedBatch], object], object] = field(default_factory=dict, repr=False)
+    _derived: dict[object, object] = field(default_factory=dict, repr=False)
 
-    def once(self, derive: Callable[[PagedBatch], T]) -> T:
-        """`derive(self)`, computed by the step's first layer and kept for the others."""
-        if derive not in self._derived:
-            self._derived[derive] = derive(self)
-        return cast(T, self._derived[derive])
+    def once(self, derive: Callable[..., T], *args: int) -> T:
+        """`derive(self, *args)`, computed by the step's first layer and kept for the others."""
+        key = (derive, args)
+        if key not in self._derived:
+            self._derived[key] = derive(self, *args)
+        return cast(T, self._derived[key])
 
 
 @Op

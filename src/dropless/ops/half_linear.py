@@ -41,14 +41,14 @@ def pack_half(weight: Tensor) -> PackedHalf:
     CheckpointError when a value is not finite or does not fit into float16.
     """
     rows, columns = weight.shape
-    if weight.device.type not in ("cpu", "meta") or not _has_fbgemm():
-        half = weight.half()
+    if not weight.is_meta:
         _check_range(weight)
-        return PackedHalf((rows, columns), half.nbytes, blocks=None, plain=half)
+    if weight.device.type not in ("cpu", "meta") or not _has_fbgemm():
+        plain = weight.half()
+        return PackedHalf((rows, columns), plain.nbytes, blocks=None, plain=plain)
     nbytes = 2 * _round_up(rows, _FBGEMM_COLUMNS) * _round_up(columns, _FBGEMM_ROWS)
     if weight.is_meta:
         return PackedHalf((rows, columns), nbytes, blocks=None, plain=weight.half())
-    _check_range(weight)
     blocks = torch.ops.quantized.linear_prepack_fp16(weight.float().contiguous(), None)
     return PackedHalf((rows, columns), nbytes, blocks=blocks, plain=None)
 
@@ -78,9 +78,9 @@ def _round_up(size: int, multiple: int) -> int:
 
 def _check_range(weight: Tensor) -> None:
     limit = torch.finfo(torch.float16).max
-    largest = weight.abs().max().item()
-    if not largest <= limit:  # NaN compares false
+    low, high = (value.item() for value in torch.aminmax(weight))
+    if not (-limit <= low and high <= limit):  # NaN compares false
         raise CheckpointError(
-            f"a weight of shape {list(weight.shape)} holds the value {largest}, which float16 "
-            f"(up to {limit:.0f}) cannot hold: set quantization to 'none'"
+            f"a weight of shape {list(weight.shape)} holds values from {low} to {high}; float16 "
+            f"holds up to ±{limit:.0f} only: set quantization to 'none'"
         )

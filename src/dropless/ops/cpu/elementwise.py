@@ -1,0 +1,75 @@
+"""Norms, rotation and activation on a CPU, where each PyTorch call of a one-token step costs
+more than its arithmetic: native kernels, views made in one call, results written in place."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dropless.ops.activation import silu_mul
+from dropless.ops.norm import layer_norm, rms_norm
+from dropless.ops.rope import rope_and_cache
+
+
+@rms_norm.register("cpu")
+def rms_norm_cpu(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    summed = x if residual is None else x + residual
+    return torch.rms_norm(summed, weight.shape, weight, eps), summed
+
+
+@layer_norm.register("cpu")
+def layer_norm_cpu(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    summed = x if residual is None else x + residual
+    return torch.layer_norm(summed, weight.shape, weight, None, eps), summed
+
+
+@silu_mul.register("cpu")
+def silu_mul_cpu(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
+
+
+@rope_and_cache.register("cpu")
+def rope_and_cache_cpu(
+    qkv: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    clip: float | None,
+) -> Tensor:
+    """Rotates within `qkv`, of which the queries returned are a view."""
+    if not qkv.dtype == k_cache.dtype == torch.float32:
+        return rope_and_cache.reference(
+            qkv,
+            positions,
+            cos_sin,
+            k_cache,
+            v_cache,
+            slot_mapping,
+            clip=clip,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+        )
+    if clip is not None:
+        qkv.clamp_(-clip, clip)
+    heads = qkv.view(len(qkv), num_heads + 2 * num_kv_heads, -1)
+    q, k, v = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=1)
+    first, second = heads[:, :-num_kv_heads].chunk(2, dim=-1)
+    cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)
+    turned = first * sin
+    first.mul_(cos).addcmul_(second, sin, value=-1)
+    second.mul_(cos).add_(turned)
+    slots = (-1, *k_cache.shape[2:])
+    k_cache.view(slots).index_copy_(0, slot_mapping, k)
+    v_cache.view(slots).index_copy_(0, slot_mapping, v)
+    return q

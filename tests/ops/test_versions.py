@@ -1,0 +1,190 @@
+"""Every version of every op against its reference, in float32 and in bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dropless.ops.activation import silu_mul
+from dropless.ops.attention import paged_attention
+from dropless.ops.moe import fused_experts, route
+from dropless.ops.norm import layer_norm, rms_norm
+from dropless.ops.registry import Op
+from dropless.ops.rope import rope_and_cache
+from tests.ops.paged import LAYOUTS, batch_of, empty_cache, filled_cache, tables
+
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}  # of ||a - b|| / ||b||
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+        ],
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes the same random inputs in any form: rounded to `rounding`, held in `dtype`."""
+
+    rounding: torch.dtype
+    dtype: torch.dtype
+    device: torch.device
+    generator: torch.Generator
+
+    def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
+        return self.cast(torch.randn(shape, generator=self.generator) * scale)
+
+    def cast(self, x: Tensor) -> Tensor:
+        return x.to(self.rounding).to(self.dtype).to(self.device)
+
+    def integers(self, high: int, count: int) -> Tensor:
+        return torch.randint(high, (count,), generator=self.generator).to(self.device)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op and its inputs; `run` returns all that the op made or changed."""
+
+    name: str
+    op: Op[..., Any]
+    run: Callable[[Callable[..., Any], Maker], tuple[Tensor, ...]]
+
+
+def norm_case(op: Op[..., Any], tokens: int, hidden: int, *, residual: bool) -> Case:
+    def run(version: Callable[..., Any], make: Maker) -> tuple[Tensor, ...]:
+        x = make.normal(tokens, hidden, scale=3.0)
+        before = make.normal(tokens, hidden) if residual else None
+        normed, summed = version(x, before, make.normal(hidden), 1e-5)
+        return normed, summed
+
+    return Case(f"{op.reference.__name__}-{tokens}x{hidden}-{residual}", op, run)
+
+
+def silu_mul_case(tokens: int, width: int) -> Case:
+    def run(version: Callable[..., Any], make: Maker) -> tuple[Tensor, ...]:
+        return (version(make.normal(tokens, 2 * width, scale=3.0)),)
+
+    return Case(f"silu_mul-{tokens}x{width}", silu_mul, run)
+
+
+def rope_case(index: int, clip: float | None) -> Case:
+    layout = LAYOUTS[index]
+
+    def run(version: Callable[..., Any], make: Maker) -> tuple[Tensor, ...]:
+        block_tables = tables(layout, make.generator)
+        batch = batch_of(layout, block_tables, make.device)
+        width = (layout.num_heads + 2 * layout.num_kv_heads) * layout.head_dim
+        angles = torch.rand(1300, layout.head_dim // 2, generator=make.generator) * 6.0
+        cos_sin = torch.cat([angles.cos(), angles.sin()], dim=-1).to(make.device)
+        caches = [make.cast(empty_cache(layout, block_tables)) for _ in "kv"]
+        queries = version(
+            make.normal(layout.num_tokens, width),
+            make.integers(1300, layout.num_tokens),
+            cos_sin,
+            *caches,
+            batch.slot_mapping,
+            num_heads=layout.num_heads,
+            num_kv_heads=layout.num_kv_heads,
+            clip=clip,
+        )
+        return queries, *caches
+
+    return Case(f"rope_and_cache-{index}-clip-{clip}", rope_and_cache, run)
+
+
+def attention_case(index: int) -> Case:
+    layout = LAYOUTS[index]
+
+    def run(version: Callable[..., Any], make: Maker) -> tuple[Tensor, ...]:
+        block_tables = tables(layout, make.generator)
+        caches = []
+        for _ in "kv":
+            heads = (layout.num_kv_heads, layout.head_dim)
+            contents = [
+                torch.randn(length, *heads, generator=make.generator)
+                for _, length in layout.sequences
+            ]
+            caches.append(make.cast(filled_cache(layout, block_tables, contents)))
+        q = make.normal(layout.num_tokens, layout.num_heads + 2, layout.head_dim)[:, :-2]
+        batch = batch_of(layout, block_tables, make.device)
+        first = version(q, *caches, batch, 0.2)
+        other_layer = version(q * 2, *caches[::-1], batch, 0.2)
+        return first, other_layer
+
+    return Case(f"paged_attention-{index}", paged_attention, run)
+
+
+def route_case(tokens: int, experts: int, top_k: int, norm_p: float | None) -> Case:
+    def run(version: Callable[..., Any], make: Maker) -> tuple[Tensor, ...]:
+        x, weight = make.normal(tokens, 48), make.normal(experts, 48)
+        weights, ids = version(x, weight, top_k, norm_p)
+        spread = weights.new_zeros(tokens, experts).scatter(1, ids, weights)
+        return (spread,)  # near ties may stand in either order
+
+    return Case(f"route-{tokens}x{experts}-top{top_k}-{norm_p}", route, run)
+
+
+def experts_case(tokens: int, experts: int, top_k: int) -> Case:
+    def run(version: Callable[..., Any], make: Maker) -> tuple[Tensor, ...]:
+        scores = torch.rand(tokens, experts, generator=make.generator)
+        weights, ids = scores.topk(top_k)
+        out = version(
+            make.normal(tokens, 48),
+            make.normal(experts, 2 * 40, 48, scale=0.2),
+            make.normal(experts, 40, 48, scale=0.2).transpose(1, 2),
+            make.cast(weights),
+            ids.to(make.device),
+        )
+        return (out,)
+
+    return Case(f"fused_experts-{tokens}x{experts}-top{top_k}", fused_experts, run)
+
+
+CASES = [
+    *(
+        norm_case(op, tokens, hidden, residual=residual)
+        for op in (rms_norm, layer_norm)
+        for tokens, hidden in ((1, 576), (17, 80))
+        for residual in (True, False)
+    ),
+    silu_mul_case(1, 1536),
+    silu_mul_case(33, 24),
+    *(rope_case(index, clip) for index in range(len(LAYOUTS)) for clip in (None, 0.7)),
+    *(attention_case(index) for index in range(len(LAYOUTS))),
+    route_case(1, 16, 4, 1.0),
+    route_case(40, 8, 2, None),
+    route_case(40, 8, 2, 2.0),
+    experts_case(1, 16, 4),
+    experts_case(50, 8, 2),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_version_is_its_reference(case: Case, device: str, dtype: torch.dtype) -> None:
+    def run(version: Callable[..., Any], dtype_held: torch.dtype, where: str) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(len(case.name))
+        maker = Maker(dtype, dtype_held, torch.device(where), generator)
+        return [x.cpu() for x in case.run(version, maker)]
+
+    expected = run(case.op.reference, torch.float32, "cpu")
+    versions = [case.op]
+    if (device, dtype) != ("cpu", torch.float32):
+        versions.append(case.op.reference)
+    for version in versions:
+        for got, wanted in zip(run(version, dtype, device), expected, strict=True):
+            assert got.dtype == dtype
+            assert got.shape == wanted.shape
+            assert torch.equal(got.isnan(), wanted.isnan())  # caches: where nothing was written
+            error = (got.float() - wanted).nan_to_num().norm() / wanted.nan_to_num().norm()
+            assert error <= TOLERANCE[dtype], f"{version}: {error:.2e}"
