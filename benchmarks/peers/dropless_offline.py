@@ -11,7 +11,7 @@ import json
 import sys
 
 from dropless import LLM
-from dropless.bench.offline import run_offline
+from dropless.bench.offline import OfflineRun
 from dropless.bench.workload import PlannedRequest, Workload
 
 
@@ -24,7 +24,8 @@ def main(gguf: str, threads: int) -> None:
                 PlannedRequest(i, 0.0, ids, len(ids), batch["output_tokens"])
                 for i, ids in enumerate(batch["prompts"])
             ]
-            records = run_offline(llm, Workload("closed", planned, len(planned)))
+            workload = Workload("closed", planned, len(planned))
+            records = OfflineRun(llm.engine, llm.tokenizer, workload).run()
             answer = [{"first_token_s": r.arrivals[0], "end_s": r.end_s} for r in records]
             print(json.dumps({"records": answer}), flush=True)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from dropless.engine.messages import TokenLogprob
 from dropless.server.logprobs import LegacyLogprobs, TokenNames
@@ -37,6 +39,18 @@ def test_offsets_count_characters_also_within_one() -> None:
     result = LegacyLogprobs(NAMES, 2).add(IDS, entries(IDS))
     assert result["text_offset"] == [0, 1, 1, 2, 2, 2]
     assert result["token_logprobs"] == [-1.0] * len(IDS)
+
+
+@given(st.binary(min_size=1, max_size=12))
+@example(b"\x80`")
+@example(b"\xe6\xbca\xe6")
+def test_offsets_in_text_that_is_no_utf_8(data: bytes) -> None:
+    text = data.decode(errors="replace")
+    offsets = LegacyLogprobs(NAMES, 0).add(list(data), entries(list(data)))["text_offset"]
+    assert offsets == sorted(offsets)
+    assert offsets[-1] < len(text)
+    for byte, offset in zip(data, offsets, strict=True):
+        assert byte >= 0x80 or text[offset] == chr(byte)
 
 
 @pytest.mark.parametrize("cut", range(len(IDS) + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,37 +60,42 @@ class LegacyLogprobs:
     """The parallel lists of /v1/completions for one choice, built as its tokens come.
 
     `text_offset` counts characters of the choice's text. A token that begins inside a character
-    has that character's offset.
+    has that character's offset. Bytes that are no UTF-8 are U+FFFD in the text, and count so.
     """
 
     def __init__(self, names: TokenNames, num_top: int) -> None:
         self._names = names
         self._num_top = num_top
-        self._offset = 0
+        self._offset = 0  # characters of the text so far, without one that is not complete yet
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def begin_at_prompt(self, prompt_text: str, prompt_token_ids: Sequence[int]) -> None:
         """The text begins with this prompt. A space that the tokenizer puts before it is not in
         its text, so the count starts below zero by as much."""
-        added = sum(_characters(self._names.text_bytes(i)) for i in prompt_token_ids)
-        self._offset = min(0, len(prompt_text) - added)
+        data = b"".join(self._names.text_bytes(i) for i in prompt_token_ids)
+        self._offset = min(0, len(prompt_text) - len(data.decode(errors="replace")))
 
     def add(
         self, token_ids: Sequence[int], entries: Sequence[TokenLogprob | None]
     ) -> dict[str, Any]:
         """The lists for these next tokens. An entry is None for the first token of a prompt,
         which nothing predicts."""
-        offsets = []
-        for token_id in token_ids:
-            data = self._names.text_bytes(token_id)
-            inside = bool(data) and _is_continuation(data[0])
-            offsets.append(max(0, self._offset - inside))
-            self._offset += _characters(data)
+        offsets = [self._advance(self._names.text_bytes(token_id)) for token_id in token_ids]
         return {
             "tokens": [self._names.name(token_id) for token_id in token_ids],
             "token_logprobs": [None if entry is None else entry.logprob for entry in entries],
             "top_logprobs": [self._top(entry) for entry in entries] if self._num_top else None,
-            "text_offset": offsets,
+            "text_offset": [max(0, offset) for offset in offsets],
         }
+
+    def _advance(self, data: bytes) -> int:
+        """Where a token of these bytes begins; they are then counted."""
+        begun = self._decoder.getstate()[0]
+        start = self._offset
+        if begun and data and not _continues(begun, data[:1]):
+            start += 1  # what was begun stays incomplete: one U+FFFD stands before the token
+        self._offset += len(self._decoder.decode(data))
+        return start
 
     def _top(self, entry: TokenLogprob | None) -> dict[str, float] | None:
         """The most likely tokens and the chosen one, best first."""
@@ -101,10 +107,10 @@ class LegacyLogprobs:
         return top
 
 
-def _is_continuation(byte: int) -> bool:
-    return byte & 0xC0 == 0x80
-
-
-def _characters(data: bytes) -> int:
-    """Characters that begin in these UTF-8 bytes."""
-    return sum(not _is_continuation(byte) for byte in data)
+def _continues(begun: bytes, byte: bytes) -> bool:
+    """Whether a byte belongs to the character that these first bytes of it have begun."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(begun + byte)
+    except UnicodeDecodeError:
+        return False
+    return True
