@@ -65,12 +65,15 @@ class Group:
         if size == 1:
             return cls()
         store = FileStore(str(folder / "ranks"), size)
-        store.set_timeout(timedelta(seconds=_JOIN_TIMEOUT_S))
+        join_timeout = timedelta(seconds=_JOIN_TIMEOUT_S)
+        store.set_timeout(join_timeout)
         connect = _connect_gpus if device.type == "cuda" else _connect_cpus
         try:
-            group = cls(rank, size, connect(store, rank, size, timedelta(seconds=timeout_s)))
+            backend = connect(store, rank, size, join_timeout)
+            group = cls(rank, size, backend)
             group.all_reduce(torch.zeros(1, device=device)).item()  # NCCL connects at its first
-        except RuntimeError as error:
+            backend._set_default_timeout(timedelta(seconds=timeout_s))
+        except (RuntimeError, PeersLostError) as error:
             raise PeersLostError(
                 f"rank {rank} of {size} did not meet the other ranks, for which it waits up to "
                 f"{_JOIN_TIMEOUT_S:.0f} s; their own errors say why"

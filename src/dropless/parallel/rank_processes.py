@@ -57,6 +57,11 @@ class RankProcesses:
             with suppress(OSError):  # it died at once; the listener says so
                 worker.link.send(task)
 
+    @property
+    def pids(self) -> dict[int, int]:
+        """The process of each rank above 0."""
+        return {worker.rank: worker.process.pid for worker in self._workers}
+
     def wait_for(self, stage: str) -> None:
         """Sleeps until every process has reported this stage. Raises as `check`."""
         with self._changed:
@@ -173,6 +178,7 @@ def _failure(worker: _Worker, message: Failed | None) -> DroplessError:
     if message is None:
         return EngineError(f"rank {worker.rank} {_death(worker.process)}")
     if message.error is not None:
+        message.error.add_note(f"on rank {worker.rank}:\n{message.traceback}")
         return message.error
     return EngineError(f"rank {worker.rank} failed:\n{message.traceback}")
 

@@ -1,0 +1,61 @@
+"""What every rank finds true at the same time. Called on all ranks by `Team.run`."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from dropless.parallel.group import Group
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64)
+STUCK_S = 3.0
+
+
+def check_sums(group: Group) -> None:
+    total = sum(range(1, group.size + 1))
+    for dtype in DTYPES:
+        x = torch.arange(12).view(3, 4).to(dtype)
+        assert torch.equal(group.all_reduce(x * (group.rank + 1)), x * total)
+    transposed = torch.arange(6.0).view(2, 3).t() * (group.rank + 1)
+    assert torch.equal(group.all_reduce(transposed), torch.arange(6.0).view(2, 3).t() * total)
+
+
+def check_sums_are_the_same_bits_on_every_rank(group: Group) -> None:
+    """Or ranks would disagree on which experts a token goes to."""
+    generator = torch.Generator().manual_seed(group.rank)
+    for size in (1, 7, 1000, 100_000):
+        x = group.all_reduce(torch.randn(1, size, generator=generator))
+        everyones = group.all_gather(x, 0)
+        assert torch.equal(everyones, everyones[:1].expand_as(everyones))
+
+
+def check_gathering(group: Group) -> None:
+    whole = torch.randn(4, 6, 2 * group.size, generator=torch.Generator().manual_seed(0))
+    for dim in (-1, 2):
+        start, length = group.slice_of(whole.shape[dim], "columns")
+        mine = whole.narrow(dim, start, length)
+        assert torch.equal(group.all_gather(mine, dim), whole)
+    rows = whole.permute(2, 0, 1)
+    start, length = group.slice_of(rows.shape[0], "rows")
+    assert torch.equal(group.all_gather(rows[start : start + length], 0), rows)
+    with torch.inference_mode():
+        ids = torch.tensor([[group.rank]])
+        assert group.all_gather(ids).tolist() == [list(range(group.size))]
+
+
+def rank_1_fails(group: Group) -> None:
+    if group.rank == 1:
+        raise ZeroDivisionError("rank 1 has a bug")
+    group.all_reduce(torch.ones(1))
+
+
+def sums_without_end(group: Group) -> None:
+    while True:
+        group.all_reduce(torch.ones(1))
+
+
+def rank_1_is_stuck(group: Group) -> None:
+    if group.rank == 1:
+        time.sleep(STUCK_S)
+    group.all_reduce(torch.ones(1))
