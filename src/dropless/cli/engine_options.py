@@ -50,7 +50,9 @@ OPTIONS: dict[str, Any] = {
     "no_prefix_caching": _option(
         bool, None, "Compute equal prompt beginnings anew each time.", "--no-prefix-caching"
     ),
-    "tokenizer_path": _option(Path | None, "PATH", "Another tokenizer than the model's own."),
+    "tokenizer_path": _option(
+        Path | None, "PATH", "Another tokenizer than the model's own.", "--tokenizer"
+    ),
     "weights": _option(
         Weights, "KIND", "checkpoint, or random: made up for a config.json, to measure speed."
     ),
