@@ -93,6 +93,13 @@ def test_markup_in_an_answer_is_text() -> None:
     assert "[bold]x[/]" in _talk("[bold]x[/]")[1]
 
 
+def test_an_answer_cannot_command_the_terminal() -> None:
+    parrot, screen = _talk("\x1b[2Jgone\x9b2J")
+    assert "\x1b" not in screen
+    assert "\x9b" not in screen
+    assert parrot.seen
+
+
 def test_a_failed_turn_is_forgotten_and_the_chat_goes_on() -> None:
     parrot, screen = _talk("die", "hello")
     assert "the engine is gone" in screen

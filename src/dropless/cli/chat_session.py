@@ -23,6 +23,9 @@ End a line with \\ to go on in the next, or put several lines between \"\"\" and
 
 Message = dict[str, str]
 
+# A model may write what a terminal obeys: all control characters but line break and tab go.
+_CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -154,7 +157,7 @@ class ChatSession:
                 tokens += piece.tokens
                 if piece.text:
                     answer.append(piece.text)
-                    self._console.out(piece.text, end="", highlight=False)
+                    self._console.out(piece.text.translate(_CONTROL), end="", highlight=False)
                     self._console.file.flush()
         self._console.print(f"\n[dim]{_speed(start, first, tokens)}[/]\n")
 
