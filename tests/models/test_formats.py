@@ -1,4 +1,4 @@
-"""Number formats: bfloat16 and fp16 weights stay close to float32; what a model takes is counted."""
+"""Number formats: bfloat16 and fp16 weights stay close to float32; what they take is counted."""
 
 from __future__ import annotations
 
