@@ -4,12 +4,13 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# The HTTP address and the model; override as `make serve MODEL=qwen2.5-coder-0.5b PORT=9000`.
+# The HTTP address and the model; override as `make serve MODEL=qwen2.5-coder-0.5b-instruct PORT=9000`.
 MODEL  ?=
 HOST   ?= 127.0.0.1
 PORT   ?= 8000
 
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Not quiet: the first time this fetches hundreds of megabytes, and pip shows how far it is.
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help serve chat test lint types imports check clean
 .DEFAULT_GOAL := help
@@ -50,7 +51,7 @@ $(BIN)/python:
 
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing Dropless and what it needs (once; a few minutes on a slow line) ..."
-	@$(INSTALL) --upgrade pip setuptools
+	@$(INSTALL) --quiet --upgrade pip setuptools
 	@$(INSTALL) --editable .
 	@touch $@
 
