@@ -87,6 +87,7 @@ def test_alone_nothing_happens(tmp_path: Path) -> None:
         assert group.all_reduce(x) is x
         assert group.all_gather(x, 0) is x
         assert group.slice_of(7, "heads") == (0, 7)
+        group.check()
         group.abort()
     assert list(tmp_path.iterdir()) == []
 

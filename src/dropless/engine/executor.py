@@ -51,9 +51,10 @@ class Executor:
 class ParallelExecutor(Executor):
     """Rank 0 of several. Ranks fail together: after an error no step can follow."""
 
-    def __init__(self, runner: Runner, ranks: RankProcesses) -> None:
+    def __init__(self, runner: Runner, ranks: RankProcesses, group: Group) -> None:
         super().__init__(runner)
         self._ranks = ranks
+        self._group = group
         self._sampled_rows: list[int] = []
         self._sampled_ids: list[int] = []
 
@@ -68,7 +69,8 @@ class ParallelExecutor(Executor):
             order = _Order(step, self._sampled_rows, self._sampled_ids)
             self._ranks.send(_encoder.encode(order))
             result = super().execute(step)
-            self._ranks.check()  # on a GPU an aborted collective goes by without an error
+            self._ranks.check()  # on a GPU a broken sum goes by without an exception; these two
+            self._group.check()  # raise before anybody sees what it has led to
         except PeersLostError as lost:
             cause = self._ranks.cause()
             self.close()
@@ -126,7 +128,7 @@ def start_executor(
     except BaseException:
         ranks.close()
         raise
-    return ParallelExecutor(runner, ranks)
+    return ParallelExecutor(runner, ranks, group)
 
 
 def follow_rank_0(

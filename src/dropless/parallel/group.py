@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import (
     AllgatherOptions,
     AllreduceOptions,
+    ErrorType,
     FileStore,
     ProcessGroupGloo,
     Store,
@@ -24,6 +26,17 @@ _JOIN_TIMEOUT_S = 30.0  # all ranks are up when they join
 # A dead rank ends a collective at once. This is for one that lives but does not come: longer than
 # the slowest rank can be behind the fastest, reading its weights included.
 _COLLECTIVE_TIMEOUT_S = 600.0
+
+# PyTorch watches over NCCL from threads of its own. They may end a collective that failed, but not
+# this process, nor keep it from ending while they tell ranks that are gone.
+_NCCL_WATCH = {
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "2",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+    "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC": "1",
+    "TORCH_FR_BUFFER_SIZE": "0",  # a record of every call, with its stack
+}
+_AFTERLIFE_S = 1.0  # the store's patience once the ranks have met and need it no more
 
 
 class PeersLostError(EngineError):
@@ -73,6 +86,7 @@ class Group:
             group = cls(rank, size, backend)
             group.all_reduce(torch.zeros(1, device=device)).item()  # NCCL connects at its first
             backend._set_default_timeout(timedelta(seconds=timeout_s))
+            store.set_timeout(timedelta(seconds=_AFTERLIFE_S))
         except (RuntimeError, PeersLostError) as error:
             raise PeersLostError(
                 f"rank {rank} of {size} did not meet the other ranks, for which it waits up to "
@@ -92,7 +106,7 @@ class Group:
         options = AllreduceOptions()
         options.asyncOp = False  # a GPU runs it on the current stream
         with self._naming_lost_peers():
-            self._backend.allreduce([x], options).wait()
+            _wait(self._backend.allreduce([x], options))
         return x
 
     def all_gather(self, x: Tensor, dim: int = -1) -> Tensor:
@@ -108,7 +122,7 @@ class Group:
         options = AllgatherOptions()
         options.asyncOp = False
         with self._naming_lost_peers():
-            self._backend._allgather_base(stacked, x, options).wait()
+            _wait(self._backend._allgather_base(stacked, x, options))
         return stacked if dim == 0 else torch.cat(stacked.chunk(self.size), dim)
 
     def slice_of(self, size: int, what: str) -> tuple[int, int]:
@@ -126,6 +140,17 @@ class Group:
         length = size // self.size
         return self.rank * length, length
 
+    def check(self) -> None:
+        """On a GPU a collective that was given up ends without an exception; this raises one.
+
+        Raises:
+            PeersLostError: a collective failed since the group was joined.
+        """
+        if self._backend is None or self._backend.name() != "nccl":
+            return
+        if self._backend.get_error() != ErrorType.SUCCESS:
+            raise self._lost()
+
     def abort(self) -> None:
         """Disconnect from the others. Any thread may call it. On a GPU it ends a collective in
         progress; on a CPU one ends when the other rank's process does."""
@@ -137,12 +162,20 @@ class Group:
         try:
             yield
         except RuntimeError as error:
-            raise PeersLostError(
-                f"rank {self.rank} of {self.size} lost another rank while they computed together"
-            ) from error
+            raise self._lost() from error
+
+    def _lost(self) -> PeersLostError:
+        return PeersLostError(
+            f"rank {self.rank} of {self.size} lost another rank while they computed together"
+        )
 
 
 SOLO = Group()
+
+
+def _wait(work: Any) -> None:
+    if work is not None:  # NCCL has none for what runs on the current stream
+        work.wait()
 
 
 def _connect_cpus(store: Store, rank: int, size: int, timeout: timedelta) -> Any:
@@ -156,6 +189,7 @@ def _connect_cpus(store: Store, rank: int, size: int, timeout: timedelta) -> Any
 def _connect_gpus(store: Store, rank: int, size: int, timeout: timedelta) -> Any:
     from torch._C._distributed_c10d import ProcessGroupNCCL  # absent from builds for CPUs
 
+    os.environ.update(_NCCL_WATCH)
     options = ProcessGroupNCCL.Options()
     options._timeout = timeout
     return ProcessGroupNCCL(store, rank, size, options)
