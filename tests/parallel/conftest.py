@@ -1,4 +1,4 @@
-"""Programs of other ranks live in the tests' own modules."""
+"""Ranks whose programs live in the tests' own modules."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from .team import Team
 
-@pytest.fixture(scope="session", autouse=True)
+
+@pytest.fixture(scope="package", autouse=True)
 def _programs_are_importable() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
         yield
+
+
+@pytest.fixture(scope="package")
+def teams(_programs_are_importable: None) -> Iterator[dict[int, Team]]:
+    """Two ranks and three, at once: the tests' process is in two groups."""
+    two, three = Team(2), Team(3)
+    with two, three:
+        yield {2: two, 3: three}

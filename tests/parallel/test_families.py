@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from . import families
 from .team import Check, Team
 
 
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Team]:
-    with Team(2) as team:
-        yield team
-
-
 @pytest.mark.parametrize(
     "check",
     [families.check_dbrx, families.check_llama, families.check_mixtral, families.check_qwen2],
 )
-def test_two_ranks_compute_what_one_does(check: Check, pair: Team) -> None:
-    pair.run(check)
+def test_two_ranks_compute_what_one_does(check: Check, teams: dict[int, Team]) -> None:
+    teams[2].run(check)

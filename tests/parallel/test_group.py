@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,14 +17,6 @@ from dropless.parallel.group import SOLO, Group, PeersLostError
 
 from . import collective_checks as checks
 from .team import CPU, Check, Team
-
-
-@pytest.fixture(scope="module")
-def teams() -> Iterator[dict[int, Team]]:
-    """Two at once, so that this process is in two groups."""
-    two, three = Team(2), Team(3)
-    with two, three:
-        yield {2: two, 3: three}
 
 
 @pytest.mark.parametrize("size", [2, 3])
