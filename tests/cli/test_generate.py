@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from dropless.cli.batch_run import parse_line, read_line
@@ -30,6 +32,14 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> Path:
 
 def read_results(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def wait_for_results(process: subprocess.Popen[str], partial: Path, count: int = 4) -> None:
+    deadline = time.monotonic() + 120
+    while not partial.exists() or partial.read_bytes().count(b"\n") <= count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_every_line_gets_its_result_in_order(
@@ -72,11 +82,7 @@ def test_a_stopped_run_goes_on_where_it_was(
     options = ("--temperature", "1")
     process = start(*command, *options)
     partial = tmp_path / "in.answers.jsonl.partial"
-    deadline = time.monotonic() + 120
-    while not partial.exists() or partial.read_bytes().count(b"\n") < 4:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_results(process, partial)
     process.send_signal(how)
     _, errors = process.communicate(timeout=60)
     if how == signal.SIGINT:
@@ -92,6 +98,25 @@ def test_a_stopped_run_goes_on_where_it_was(
     assert [r["id"] for r in results] == list(range(count))
     assert all(results[line - 1] == result for line, result in kept.items())
     assert not partial.exists()
+
+
+def test_an_engine_that_dies_leaves_what_is_done(
+    start: Start, tiny_model: Path, tmp_path: Path
+) -> None:
+    prompts = [{"prompt": f"Name {n}", "max_tokens": 50} for n in range(60)]
+    source = write_lines(tmp_path / "in.jsonl", prompts)
+    rows = ("--max-running-requests", "2")
+    process = start("generate", source, "--model", tiny_model, *ENGINE, *rows)
+    partial = tmp_path / "in.answers.jsonl.partial"
+    wait_for_results(process, partial)
+    for child in psutil.Process(process.pid).children():
+        child.kill()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    assert "results are kept in" in errors
+    assert "killed by SIGKILL" in errors.splitlines()[-1]
+    assert len(read_results(partial)) > 4
 
 
 DEFAULTS = {"max_tokens": 256, "temperature": 0.0}

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.cli.conftest import ENGINE, Start
@@ -50,6 +51,10 @@ def test_serve_prints_a_curl_line_that_works(served: tuple[subprocess.Popen[str]
     answer = json.loads(done.stdout)
     assert answer["model"] == "tiny"
     assert answer["choices"][0]["message"]["content"]
+
+
+def test_the_http_process_stays_small(served: tuple[subprocess.Popen[str], str]) -> None:
+    assert psutil.Process(served[0].pid).memory_info().rss < 150e6
 
 
 def test_serve_on_a_port_in_use_is_one_line(start: Start, url: str, tiny_model: Path) -> None:
