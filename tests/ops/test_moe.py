@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import pytest
 import torch
 from torch import Tensor
@@ -60,6 +62,9 @@ def test_a_bfloat16_router_tells_experts_apart_that_a_bfloat16_softmax_would_not
     assert topk_weights.dtype == torch.bfloat16
 
 
+@pytest.mark.skipif(
+    not version("transformers").startswith("4.57."), reason="compares with transformers 4.57's DBRX"
+)
 def test_experts_are_those_of_transformers() -> None:
     from transformers.models.dbrx.modeling_dbrx import DbrxExperts, DbrxRouter
 

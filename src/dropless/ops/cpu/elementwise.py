@@ -1,13 +1,11 @@
-"""Norms, rotation and activation on a CPU, where each PyTorch call of a one-token step costs
+"""Norms and rotation on a CPU, where each PyTorch call of a one-token step costs
 more than its arithmetic: native kernels, views made in one call, results written in place."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from dropless.ops.activation import silu_mul
 from dropless.ops.norm import layer_norm, rms_norm
 from dropless.ops.rope import rope_and_cache
 
@@ -26,12 +24,6 @@ def layer_norm_cpu(
 ) -> tuple[Tensor, Tensor]:
     summed = x if residual is None else x + residual
     return torch.layer_norm(summed, weight.shape, weight, None, eps), summed
-
-
-@silu_mul.register("cpu")
-def silu_mul_cpu(gate_up: Tensor) -> Tensor:
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate).mul_(up)
 
 
 @rope_and_cache.register("cpu")
