@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -50,16 +51,16 @@ def test_frames_reach_every_rank_and_closing_leaves_nothing() -> None:
     ranks.wait_for(STARTED)
     for pid in ranks.pids.values():
         os.kill(pid, signal.SIGINT)  # what Ctrl-C in the terminal does
+    assert ranks.folder.stat().st_mode & 0o077 == 0, "only this user may enter"
+    ranks.remove_folder()
+    assert not ranks.folder.exists()
     for stage in ("one", "two"):
         ranks.send(stage.encode())
         ranks.wait_for(stage)
     pids = list(ranks.pids.values())
-    folder = ranks.folder
-    assert folder.stat().st_mode & 0o077 == 0, "only this user may enter"
     ranks.close()
     ranks.close()
     assert_gone(pids, within_s=0.0)
-    assert not folder.exists()
     with pytest.raises(EngineError, match="make a new engine"):
         ranks.check()
 
@@ -69,6 +70,7 @@ def test_an_error_of_the_tree_keeps_its_class_and_words() -> None:
         with pytest.raises(SettingsError) as caught:
             ranks.wait_for("never")
         assert str(caught.value) == faults.WORDS
+    assert not ranks.folder.exists()
 
 
 def test_any_other_error_comes_with_rank_and_traceback_and_ends_all() -> None:
@@ -91,9 +93,15 @@ def test_a_rank_that_ends_without_a_word_is_named_with_its_status() -> None:
     assert calls == ["told"]
 
 
-def test_ranks_end_with_a_killed_parent() -> None:
-    command = [sys.executable, "-c", PARENT_THAT_IS_KILLED]
-    parent = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+def test_ranks_end_with_a_killed_parent(tmp_path: Path) -> None:
+    parent = subprocess.run(
+        [sys.executable, "-c", PARENT_THAT_IS_KILLED],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert parent.returncode == -signal.SIGKILL, parent.stderr
     pids = [int(pid) for pid in parent.stdout.split()]
     assert len(pids) == 2

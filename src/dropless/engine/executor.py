@@ -121,6 +121,7 @@ def start_executor(
         ranks.check()
         runner = load_runner(config, plan, group, constraints, checked_progress)
         ranks.wait_for(_LOADED)
+        ranks.remove_folder()
     except PeersLostError as lost:
         cause = ranks.cause()
         ranks.close()

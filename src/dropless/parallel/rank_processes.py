@@ -96,6 +96,11 @@ class RankProcesses:
             self._changed.wait_for(lambda: self._failure, timeout=_CAUSE_S + _END_S)
         return self._failure
 
+    def remove_folder(self) -> None:
+        """When all ranks have joined their group they need it no more, and a process that is
+        killed leaves nothing behind."""
+        self._directory.cleanup()
+
     def close(self) -> None:
         """Ends all processes and removes their folder. Does nothing the second time."""
         if self._closed:
