@@ -69,6 +69,16 @@ def test_a_prefix_is_found_again_by_its_owner_only(cache: KVCache) -> None:
     cache.check_all_free()
 
 
+def test_a_block_is_found_only_behind_the_blocks_it_was_computed_behind(cache: KVCache) -> None:
+    head, tail = [*range(4)], [*range(8, 12)]
+    first = compute(cache, make_request([*head, 20, 21, 22, 23, *tail]))
+    second = compute(cache, make_request([*head, 30, 31, 32, 33, *tail]))
+    third = make_request([*second.token_ids, 0])
+    assert cache.start(third, reserve=0)
+    assert third.blocks == second.blocks
+    assert third.blocks[2] != first.blocks[2]
+
+
 def test_one_token_of_a_known_prompt_is_left_to_compute(cache: KVCache) -> None:
     cache.release(compute(cache, make_request([*range(8)])))
     assert num_hits(cache, make_request([*range(8)])) == 4

@@ -161,7 +161,6 @@ class KVCache:
         self._pool.give_back(request.blocks)
         request.blocks = []
         request.new_blocks = []
-        request.num_registered = 0
 
     def check_all_free(self) -> None:
         """Raises EngineError if a block is held though no request is left, or lost."""
