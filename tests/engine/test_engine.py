@@ -322,6 +322,15 @@ def test_cached_tokens_and_the_start_are_told_with_each_delta() -> None:
     assert run_one(engine, make_request("bob", [5] * 11, owner="bob")).num_cached_tokens == 0
 
 
+def test_an_answer_is_found_again_as_part_of_the_next_prompt() -> None:
+    engine, _ = make_engine()
+    prompt = [5] * 3
+    seed = lasting_seed(prompt, 10)
+    first = run_one(engine, make_request("1", prompt, seed=seed, ignore_eos=True, max_tokens=10))
+    conversation = [*prompt, *first.new_token_ids, 6, 7]
+    assert run_one(engine, make_request("2", conversation)).num_cached_tokens == 12
+
+
 def test_an_aborted_request_that_never_ran_was_never_scheduled() -> None:
     engine, _ = make_engine()
     engine.add_request(make_request())

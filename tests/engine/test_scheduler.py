@@ -211,10 +211,10 @@ def test_nobody_is_preempted_to_let_another_start() -> None:
 
 
 def test_a_start_leaves_the_running_ones_a_block_to_grow_into() -> None:
-    scheduler = make_scheduler(blocks=6, budget=64)
+    scheduler = make_scheduler(blocks=7, budget=64)
     scheduler.add(make_request("a", 8, output=5))
     run(scheduler)
-    scheduler.add(make_request("b", 16))  # four blocks, and four are free
+    scheduler.add(make_request("b", 16))  # four blocks, and four will be free
     assert run(scheduler, 5) == [{"a": 1}] * 4 + [{"b": 16}]
 
 
@@ -255,6 +255,23 @@ def test_whoever_is_preempted_leaves_the_step_it_was_in() -> None:
     assert cache.num_free == 0
     assert run(scheduler, 2) == [{"low": 1, "high": 2}, {"high": 4}]
     assert scheduler.num_waiting == 1
+
+
+def test_a_prompt_under_way_is_preempted_for_a_decode_before_it() -> None:
+    cache = make_cache(9)
+    scheduler = make_scheduler(cache=cache, budget=4)
+    scheduler.add(make_request("old", 4))
+    run(scheduler)
+    scheduler.add(make_request("long", 20))
+    assert run(scheduler) == [{"old": 1, "long": 3}]
+    hog = make_request("hog", 24)
+    assert cache.start(hog, reserve=0)
+    assert cache.grow(hog, 24) == 24
+    assert cache.num_free == 0
+    assert run(scheduler, 4) == [{"old": 1, "long": 1}, {"old": 1}, {"old": 1}, {"old": 1}]
+    assert scheduler.num_waiting == 1
+    cache.release(hog)
+    assert run(scheduler) == [{"old": 1, "long": 3}]
 
 
 def test_freed_rows_are_told_before_they_are_given_away_again() -> None:

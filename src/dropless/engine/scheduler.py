@@ -124,8 +124,8 @@ class Scheduler:
     def schedule(self) -> ScheduledStep:
         """The next step. It has rows if any request is live; all blocks that it needs are taken."""
         plan = _Plan(self._budget)
-        if self._schedule_running(plan):
-            self._schedule_waiting(plan)
+        self._schedule_running(plan)
+        self._schedule_waiting(plan)
         return self._make_step(plan)
 
     def update(self, step: ScheduledStep, result: StepResult) -> list[TokenDelta]:
@@ -162,10 +162,7 @@ class Scheduler:
                 self._end(request)
         return deltas
 
-    def _schedule_running(self, plan: _Plan) -> bool:
-        """Returns whether all found the blocks they wanted, without preempting any."""
-        num_before = len(self._running)
-        fits = True
+    def _schedule_running(self, plan: _Plan) -> None:
         longer = []
         block_size = self._cache.block_size
         for request in self._running:  # preemption shortens it from its end
@@ -176,8 +173,6 @@ class Scheduler:
                 request, 1, plan
             ):
                 plan.decodes.append(request)
-            else:
-                fits = False
         plan.budget -= len(plan.decodes)
         for request in longer:
             if plan.budget == 0:
@@ -186,13 +181,12 @@ class Scheduler:
                 continue
             wanted = min(plan.budget, len(request.token_ids) - request.num_computed)
             granted = self._make_room(request, wanted, plan)
-            fits = fits and granted == wanted
             if granted:
                 plan.add(request, granted)
-        return fits and len(self._running) == num_before
 
     def _schedule_waiting(self, plan: _Plan) -> None:
-        """Start waiting requests, strictly in order, so that a long one is not passed over."""
+        """Start waiting requests, strictly in order, so that a long one is not passed over. Who
+        was preempted in this step needs more blocks than it left, and so does not start again."""
         while self._waiting and self._free_rows and plan.budget:
             request = self._waiting[0]
             # Leave the others a block each to grow into, or they would preempt it soon.
