@@ -6,6 +6,7 @@ import itertools
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
 from dropless.engine.constraints import Constraints
@@ -255,6 +256,15 @@ def test_aborting_gives_one_last_delta_to_each_live_request() -> None:
     assert {delta.request_id for delta in run(engine)} == {"b"}
 
 
+def test_the_more_important_request_starts_first() -> None:
+    engine, device = make_engine(max_running_requests=1)
+    for name, priority in (("low", -1), ("usual", 0), ("high", 2)):
+        engine.add_request(msgspec.structs.replace(make_request(name), priority=priority))
+    run(engine)
+    started = [new.request_id for step in device.steps for new in step.new_requests]
+    assert started == ["high", "usual", "low"]
+
+
 # What deltas tell
 
 
@@ -302,6 +312,8 @@ def test_a_restart_neither_repeats_nor_loses_prompt_logprobs(steps_before: int) 
         expected_prompt_logprobs(prompt)
     ]
     assert deltas[0].prompt_logprobs is not None
+    [restart] = device.steps[steps_before + 1].new_requests
+    assert restart.params.prompt_logprobs == (0 if steps_before < 4 else None)  # sent with step 4
     tokens = [token for delta in deltas for token in delta.new_token_ids]
     assert tokens == solo_output(request, seed, 64)[0]
 
