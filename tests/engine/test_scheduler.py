@@ -274,6 +274,21 @@ def test_a_prompt_under_way_is_preempted_for_a_decode_before_it() -> None:
     assert run(scheduler) == [{"old": 1, "long": 3}]
 
 
+def test_several_may_have_more_than_one_token_to_go() -> None:
+    cache = make_cache(6)
+    scheduler = make_scheduler(cache=cache, budget=32)
+    requests = [make_request("old", 8), make_request("young", 8)]
+    add(scheduler, *requests)
+    run(scheduler)
+    for request in requests:
+        request.token_ids += [0] * 7
+    hog = make_request("hog", 8)
+    assert cache.start(hog, reserve=0)
+    assert cache.grow(hog, 8) == 8
+    assert run(scheduler) == [{"old": 8}]
+    assert scheduler.num_waiting == 1
+
+
 def test_freed_rows_are_told_before_they_are_given_away_again() -> None:
     scheduler = make_scheduler(rows=1)
     add(scheduler, make_request("a", 2, output=1), make_request("b", 2, output=1))

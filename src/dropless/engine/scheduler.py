@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left, insort
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -141,6 +140,7 @@ class Scheduler:
             if gathered is not None:
                 gathered += entries
         deltas = []
+        errors, finished = result.errors, result.grammar_finished
         block_size = self._cache.block_size
         outcomes = zip(
             step.requests, step.input.num_tokens, result.token_ids, result.logprobs, strict=True
@@ -149,17 +149,16 @@ class Scheduler:
             request.num_computed += num_tokens
             if num_tokens > 1 or request.num_computed % block_size == 0:
                 self._cache.register(request)
-            if i in result.errors:
-                delta = request.failed(result.errors[i])
+            if i in errors:
+                delta = request.failed(errors[i])
             elif token_id is not None:
-                finished = i in result.grammar_finished
-                delta = request.accept(token_id, logprob, grammar_finished=finished)
-                self.counters.generated_tokens += 1
+                delta = request.accept(token_id, logprob, grammar_finished=i in finished)
             else:
                 continue
             deltas.append(delta)
             if delta.finish_reason is not None:
                 self._end(request)
+        self.counters.generated_tokens += len(deltas) - len(errors)
         return deltas
 
     def _schedule_running(self, plan: _Plan) -> None:
@@ -269,14 +268,12 @@ def _check(step: StepInput, result: StepResult) -> None:
             f"a step of {len(step.rows)} rows came back with {len(result.token_ids)} tokens and "
             f"{len(result.logprobs)} log probabilities"
         )
-    for i in _unanswered(step, result):
-        raise EngineError(
-            f"row {step.rows[i]} was to sample: {step.sample[i]}; its token is "
-            f"{result.token_ids[i]} and it has no error"
-        )
-
-
-def _unanswered(step: StepInput, result: StepResult) -> Iterator[int]:
-    for i, (sampled, token_id) in enumerate(zip(step.sample, result.token_ids, strict=True)):
-        if sampled != (token_id is not None) and i not in result.errors:
-            yield i
+    answered = [token_id is not None for token_id in result.token_ids]
+    if answered == step.sample:
+        return
+    for i, (due, token_id) in enumerate(zip(step.sample, result.token_ids, strict=True)):
+        if due != (token_id is not None) and i not in result.errors:
+            raise EngineError(
+                f"row {step.rows[i]} was to sample: {due}; its token is {token_id} and it has no "
+                "error"
+            )
