@@ -325,6 +325,7 @@ def test_what_ran_waits_again_after_preempt_all() -> None:
     step = scheduler.schedule()
     assert [len(new.token_ids) for new in step.input.new_requests] == [8, 8]
     assert [new.request_id for new in step.input.new_requests] == ["a", "b"]
+    assert sorted(step.input.freed_rows) == [*range(8)], "whatever the runner held, it forgets"
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,8 @@ class Scheduler:
     A step takes first the running requests that have one token to compute, then other running
     ones, then waiting ones as long as the next fits. When a running request finds no free block,
     the last of the running ones is preempted: it waits again, keeps its tokens and is computed
-    anew later. So the first of all always advances, and whoever can fit alone ends some day.
+    anew later. The last itself just stands still. So the first of all always advances, and whoever
+    can fit alone ends some day.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class Scheduler:
         """Let everything that runs wait again, as after a step whose outcome is unknown."""
         while self._running:
             self._preempt_last()
+        self._freed_rows = list(self._free_rows)  # what that step told the runner may be lost
 
     def schedule(self) -> ScheduledStep:
         """The next step. It has rows if any request is live; all blocks that it needs are taken."""
