@@ -38,6 +38,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "default": {},  # fp16 weights, where the machine has them
 }
 EXACT = {"float32": 2e-3, "default": 2e-2}  # the most by which a log-probability may differ
+THREADS = 1  # llama.cpp's wait for one another in a loop: two on a busy machine take far longer
 NEAR_TIE = 0.5  # rounding to 8 bits moves log-probabilities by up to 0.25 here
 
 Continuations = list[list[TokenLogprob]]
@@ -52,7 +53,9 @@ def cached(name: str) -> Path:
 
 
 def greedy(path: Path, prompts: Sequence[str], form: str) -> Continuations:
-    return dropless_greedy(path, encode(path, prompts), device="cpu", threads=2, **FORMATS[form])
+    return dropless_greedy(
+        path, encode(path, prompts), device="cpu", threads=THREADS, **FORMATS[form]
+    )
 
 
 def check_near_ties(found: Agreement) -> None:
@@ -69,14 +72,14 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="module")
 def as_it_comes(smollm2: Path) -> Witness:
-    return llama_cpp_greedy_many(smollm2, encode(smollm2, TEXT_PROMPTS), MAX_TOKENS, TOP)
+    return llama_cpp_greedy_many(smollm2, encode(smollm2, TEXT_PROMPTS), MAX_TOKENS, TOP, THREADS)
 
 
 @pytest.fixture(scope="module")
 def in_float32(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Witness:
     copy = tmp_path_factory.mktemp("float32") / "copy.gguf"
     write_float32_gguf(smollm2, copy)
-    steps = llama_cpp_greedy_many(copy, encode(smollm2, TEXT_PROMPTS), MAX_TOKENS, TOP)
+    steps = llama_cpp_greedy_many(copy, encode(smollm2, TEXT_PROMPTS), MAX_TOKENS, TOP, THREADS)
     copy.unlink()
     return steps
 
@@ -99,7 +102,7 @@ def coder() -> Path:
 
 @pytest.fixture(scope="module")
 def coder_as_it_comes(coder: Path) -> Witness:
-    return llama_cpp_greedy_many(coder, encode(coder, CODE_PROMPTS), MAX_TOKENS, TOP)
+    return llama_cpp_greedy_many(coder, encode(coder, CODE_PROMPTS), MAX_TOKENS, TOP, THREADS)
 
 
 @pytest.mark.parametrize("form", FORMATS)
