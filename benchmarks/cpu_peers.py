@@ -65,7 +65,8 @@ def measure(
     )
 
 
-def start_peers(names: list[str], arguments: argparse.Namespace) -> list[Peer]:
+def start_peers(names: list[str], arguments: argparse.Namespace, peers: list[Peer]) -> None:
+    """Appends each to `peers` as it starts, so that the caller can stop those that did."""
     gguf, threads = arguments.gguf, arguments.threads
     slot_tokens = arguments.input_tokens + arguments.output_tokens + 16
     known: dict[str, Callable[[], Peer]] = {
@@ -76,11 +77,9 @@ def start_peers(names: list[str], arguments: argparse.Namespace) -> list[Peer]:
         ),
         "transformers": lambda: peer_module.transformers_batch(gguf, threads),
     }
-    peers = []
     for name in names:
         with console.status(f"loading {name}"):
             peers.append(known[name]())
-    return peers
 
 
 def run(peers: list[Peer], arguments: argparse.Namespace) -> list[Measurement]:
@@ -225,7 +224,7 @@ def main() -> None:
     limits = measured_limits(arguments.gguf, arguments.threads)
     peers: list[Peer] = []
     try:
-        peers = start_peers(names, arguments)
+        start_peers(names, arguments, peers)
         found = run(peers, arguments)
         memory = {
             peer.name: {

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
+from transformers import AutoConfig, AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
+
+from dropless.checkpoints.open import open_checkpoint
 
 
 class StepTimes(StoppingCriteria):  # type: ignore[misc]
@@ -50,11 +52,23 @@ def generate(model: Any, prompts: list[list[int]], output_tokens: int) -> dict[s
     return {"first_token_s": steps.times[0] - start, "end_s": end - start}
 
 
+def load(gguf: Path) -> Any:
+    """The GGUF's numbers in transformers' own model; float32."""
+    checkpoint = open_checkpoint(gguf)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**checkpoint.config)).eval()
+    place = {"dtype": torch.float32, "device": torch.device("cpu")}
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    tensors = {name: checkpoint.read(name, shapes[name], **place) for name in checkpoint.names()}
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    tied = {"lm_head.weight"} if checkpoint.config["tie_word_embeddings"] else set()
+    if unexpected or set(missing) - tied:
+        raise RuntimeError(f"{gguf} does not fit: missing {missing}, unexpected {unexpected}")
+    return model
+
+
 def main(gguf: Path, threads: int) -> None:
     torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    ).eval()
+    model = load(gguf)
     print(json.dumps({"loaded": True}), flush=True)
     for line in sys.stdin:
         batch = json.loads(line)

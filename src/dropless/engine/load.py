@@ -9,6 +9,7 @@ import torch
 from dropless.checkpoints.open import open_checkpoint
 from dropless.engine.config import EngineConfig
 from dropless.engine.constraints import Constraints
+from dropless.engine.huge_pages import use_huge_pages
 from dropless.engine.memory import MemoryPlan
 from dropless.engine.runner import Runner
 from dropless.models.registry import load_model
@@ -28,7 +29,7 @@ def load_runner(
         CheckpointError: the weights are missing, damaged or do not fit the configuration.
         SettingsError: the model does not divide evenly over the ranks.
     """
-    torch.set_num_threads(plan.threads)
+    torch.set_num_threads(1)  # unpacking is many small copies, which more threads slow down
     device = torch.device("cpu" if plan.device == "cpu" else f"cuda:{group.rank}")
     checkpoint = open_checkpoint(config.model_path, config.weights, config.seed)
     own_bytes = plan.weight_bytes // (group.size if plan.device == "cpu" else 1)
@@ -50,6 +51,9 @@ def load_runner(
         )
         for _ in range(model.config.num_layers)
     ]
+    if plan.device == "cpu":
+        use_huge_pages()
+    torch.set_num_threads(plan.threads)
     return Runner(
         model,
         kv_caches,
