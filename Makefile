@@ -26,7 +26,7 @@ chat: $(VENV)/.runtime  ## set up and chat with the default model in this termin
 
 test: $(VENV)/.test  ## set up and run the tests
 	@$(BIN)/dropless pull
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev  ## ruff: lint and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -35,6 +35,16 @@ def _builders_are_importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
 
 
+def suspend(pid: int) -> None:
+    """Returns when the last of its threads stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    threads = list(Path(f"/proc/{pid}/task").iterdir())
+    deadline = time.monotonic() + 5
+    while any(") T " not in (thread / "stat").read_text() for thread in threads):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def run_with(
     config: EngineConfig,
     scenario: Callable[[AsyncEngineClient], Awaitable[T]],
@@ -128,7 +138,7 @@ def test_health_tells_of_a_step_that_hangs(
 def test_health_is_not_ok_while_the_process_does_not_answer(tiny_config: EngineConfig) -> None:
     async def scenario(client: AsyncEngineClient) -> None:
         assert client.pid is not None
-        os.kill(client.pid, signal.SIGSTOP)
+        suspend(client.pid)
         started = time.monotonic()
         health = await client.health(timeout_s=0.3)
         assert 0.2 < time.monotonic() - started < 1.0
@@ -147,7 +157,7 @@ def test_a_silent_engine_is_killed_and_replaced(
     async def scenario(client: AsyncEngineClient) -> None:
         monkeypatch.setattr("dropless.engine.transport.PING_INTERVAL_S", 0.05)
         assert client.pid is not None
-        os.kill(client.pid, signal.SIGSTOP)
+        suspend(client.pid)
         health = await wait_for_health(client, lambda health: health.restarts == 1)
         assert "60 pings unanswered" in health.detail
         await wait_for_health(client, lambda health: health.ok)

@@ -26,9 +26,11 @@ MAX_GRAMMAR_CHARS = 64 * 1024
 MAX_CHOICES = 4096
 _CACHED_GRAMMARS = 64
 _MAX_REASON_CHARS = 400
+# Counted in states, so that what is written does not depend on how fast the machine is; the
+# seconds only end what runs away.
 _AT_START = SearchLimits(tokens=4096, states=100_000, seconds=2.0)
-_PER_TOKEN = SearchLimits(tokens=1024, states=5000, seconds=0.03)
-_HASTY = SearchLimits(tokens=8, states=50, seconds=0.002)  # where searching has failed too often
+_PER_TOKEN = SearchLimits(tokens=1024, states=1200, seconds=1.0)
+_HASTY = SearchLimits(tokens=8, states=50, seconds=1.0)  # where searching has failed too often
 _MAX_FAILED_SEARCHES = 8  # of one output: they take time from all others
 # Without a bound a small model may write spaces until its budget ends.
 _JSON_OPTIONS = {"whitespace_pattern": r"[ \n\r\t]{1,40}"}
