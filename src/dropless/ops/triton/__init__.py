@@ -1,0 +1,1 @@
+"""Versions for GPUs, in Triton. Loaded only where Triton is installed."""

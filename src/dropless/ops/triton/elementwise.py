@@ -1,0 +1,144 @@
+"""Norms, rotation with the cache write, and the gated activation: one pass over memory each."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dropless.ops.activation import silu_mul
+from dropless.ops.norm import layer_norm, rms_norm
+from dropless.ops.rope import rope_and_cache
+
+_COLUMNS = 1024  # of the activation, for one program
+
+
+@triton.jit
+def _norm_kernel(
+    x_ptr, residual_ptr, weight_ptr, normed_ptr, summed_ptr, hidden, eps,
+    HAS_RESIDUAL: tl.constexpr, CENTRED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One token a program."""
+    row = tl.program_id(0).to(tl.int64) * hidden
+    columns = tl.arange(0, BLOCK)
+    inside = columns < hidden
+    x = tl.load(x_ptr + row + columns, inside, 0.0)
+    if HAS_RESIDUAL:
+        x += tl.load(residual_ptr + row + columns, inside, 0.0)
+        tl.store(summed_ptr + row + columns, x, inside)
+    wide = x.to(tl.float32)
+    weight = tl.load(weight_ptr + columns, inside, 0.0)
+    if CENTRED:
+        wide = tl.where(inside, wide - tl.sum(wide, 0) / hidden, 0.0)
+    scale = tl.rsqrt(tl.sum(wide * wide, 0) / hidden + eps)
+    tl.store(normed_ptr + row + columns, wide * scale * weight.to(tl.float32), inside)
+
+
+def _norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, *, centred: bool
+) -> tuple[Tensor, Tensor]:
+    x = x.contiguous()
+    num_tokens, hidden = x.shape
+    normed = torch.empty_like(x)
+    summed = x if residual is None else torch.empty_like(x)
+    block = triton.next_power_of_2(hidden)
+    _norm_kernel[(num_tokens,)](
+        x, x if residual is None else residual.contiguous(), weight, normed, summed, hidden, eps,
+        HAS_RESIDUAL=residual is not None, CENTRED=centred, BLOCK=block,
+        num_warps=max(1, min(16, block // 512)),
+    )  # fmt: skip
+    return normed, summed
+
+
+@rms_norm.register("cuda")
+def rms_norm_cuda(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    return _norm(x, residual, weight, eps, centred=False)
+
+
+@layer_norm.register("cuda")
+def layer_norm_cuda(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    return _norm(x, residual, weight, eps, centred=True)
+
+
+@triton.jit
+def _rope_kernel(
+    qkv_ptr, positions_ptr, cos_sin_ptr, k_ptr, v_ptr, slots_ptr, q_ptr, clip,
+    num_heads, num_kv_heads,
+    HEAD_DIM: tl.constexpr, HALF: tl.constexpr, HAS_CLIP: tl.constexpr,
+):  # fmt: skip
+    """One head of one token a program: query heads, then key heads, then value heads."""
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    columns = tl.arange(0, HALF)
+    inside = columns < HEAD_DIM // 2
+    source = qkv_ptr + (token * (num_heads + 2 * num_kv_heads) + head) * HEAD_DIM
+    first = tl.load(source + columns, inside, 0.0)
+    second = tl.load(source + HEAD_DIM // 2 + columns, inside, 0.0)
+    if HAS_CLIP:
+        first = tl.minimum(tl.maximum(first.to(tl.float32), -clip), clip).to(first.dtype)
+        second = tl.minimum(tl.maximum(second.to(tl.float32), -clip), clip).to(second.dtype)
+    if head < num_heads + num_kv_heads:
+        angles = cos_sin_ptr + tl.load(positions_ptr + token) * HEAD_DIM
+        cos = tl.load(angles + columns, inside, 0.0)
+        sin = tl.load(angles + HEAD_DIM // 2 + columns, inside, 0.0)
+        a, b = first.to(tl.float32), second.to(tl.float32)
+        first = (a * cos - b * sin).to(first.dtype)
+        second = (b * cos + a * sin).to(second.dtype)
+    slot = tl.load(slots_ptr + token)
+    if head < num_heads:
+        target = q_ptr + (token * num_heads + head) * HEAD_DIM
+    elif head < num_heads + num_kv_heads:
+        target = k_ptr + (slot * num_kv_heads + head - num_heads) * HEAD_DIM
+    else:
+        target = v_ptr + (slot * num_kv_heads + head - num_heads - num_kv_heads) * HEAD_DIM
+    tl.store(target + columns, first, inside)
+    tl.store(target + HEAD_DIM // 2 + columns, second, inside)
+
+
+@rope_and_cache.register("cuda")
+def rope_and_cache_cuda(
+    qkv: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    clip: float | None,
+) -> Tensor:
+    num_tokens, head_dim = len(qkv), k_cache.shape[-1]
+    q = qkv.new_empty(num_tokens, num_heads, head_dim)
+    _rope_kernel[(num_tokens, num_heads + 2 * num_kv_heads)](
+        qkv.contiguous(), positions, cos_sin, k_cache, v_cache, slot_mapping, q, clip or 0.0,
+        num_heads, num_kv_heads,
+        HEAD_DIM=head_dim, HALF=triton.next_power_of_2(head_dim // 2), HAS_CLIP=clip is not None,
+        num_warps=1,
+    )  # fmt: skip
+    return q
+
+
+@triton.jit
+def _silu_mul_kernel(gate_up_ptr, out_ptr, width, BLOCK: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < width
+    gate = tl.load(gate_up_ptr + token * 2 * width + columns, inside, 0.0).to(tl.float32)
+    up = tl.load(gate_up_ptr + token * 2 * width + width + columns, inside, 0.0).to(tl.float32)
+    tl.store(out_ptr + token * width + columns, gate * tl.sigmoid(gate) * up, inside)
+
+
+@silu_mul.register("cuda")
+def silu_mul_cuda(gate_up: Tensor) -> Tensor:
+    num_tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
+    out = gate_up.new_empty(num_tokens, width)
+    _silu_mul_kernel[(num_tokens, triton.cdiv(width, _COLUMNS))](
+        gate_up.contiguous(), out, width, BLOCK=_COLUMNS, num_warps=4
+    )
+    return out
