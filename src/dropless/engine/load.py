@@ -9,6 +9,7 @@ import torch
 from dropless.checkpoints.open import open_checkpoint
 from dropless.engine.config import EngineConfig
 from dropless.engine.constraints import Constraints
+from dropless.engine.decode_graphs import DecodeGraphs
 from dropless.engine.huge_pages import use_huge_pages
 from dropless.engine.memory import MemoryPlan
 from dropless.engine.runner import Runner
@@ -42,7 +43,8 @@ def load_runner(
         on_read=lambda done: progress("loading weights", min(1.0, done / own_bytes)),
     )
     heads = group.slice_of(model.config.num_kv_heads, "key and value heads")[1]
-    shape = (plan.num_blocks, config.block_size, heads, model.config.head_dim)
+    spare_blocks = 1 if plan.device == "cuda" else 0  # for what pads a batch in a graph
+    shape = (plan.num_blocks + spare_blocks, config.block_size, heads, model.config.head_dim)
     # Zeros, not whatever lies in memory: a NaN in an unused slot would spread through products.
     kv_caches = [
         (
@@ -54,6 +56,17 @@ def load_runner(
     if plan.device == "cpu":
         use_huge_pages()
     torch.set_num_threads(plan.threads)
+    graphs = None
+    if plan.device == "cuda":
+        graphs = DecodeGraphs(
+            model,
+            kv_caches,
+            device=device,
+            max_rows=config.max_running_requests,
+            max_model_len=plan.max_model_len,
+            spare_block=plan.num_blocks,
+        )
+        graphs.capture_all(lambda done: progress("capturing CUDA graphs", done))
     return Runner(
         model,
         kv_caches,
@@ -61,4 +74,5 @@ def load_runner(
         max_rows=config.max_running_requests,
         max_model_len=plan.max_model_len,
         constraints=constraints,
+        decode_graphs=graphs,
     )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dropless.engine.constraints import Constraints
+from dropless.engine.decode_graphs import DecodeGraphs
 from dropless.engine.logprobs import token_logprobs
 from dropless.engine.row_table import RowTable, StepArrays
 from dropless.engine.sampler import Sampler, SamplingRow
@@ -50,13 +51,16 @@ class Runner:
         max_rows: int,
         max_model_len: int,
         constraints: Constraints,
+        decode_graphs: DecodeGraphs | None = None,
     ) -> None:
+        """`decode_graphs` compute steps of single tokens where there are any: on GPUs."""
         self._model = model
         self._kv_caches = kv_caches
         self._device = device
         self._max_model_len = max_model_len
         self._vocab_size = constraints.vocab_size
         self._constraints = constraints
+        self._decode_graphs = decode_graphs
         self._table = RowTable(max_rows, max_model_len, block_size=kv_caches[0][0].shape[1])
         self._requests: dict[int, NewRequest] = {}
         self._sampling: dict[int, SamplingRow] = {}
@@ -69,9 +73,14 @@ class Runner:
         self._take_in(step)
         for request in step.new_requests:
             self._start_sampling(request)
-        hidden, arrays = self._forward(step)
+        arrays = self._table.gather(step)
         result = StepResult([None] * len(step.rows), [None] * len(step.rows))
-        self._sample(step, hidden, arrays, result)
+        if self._decode_graphs is not None and self._is_decode(step, arrays):
+            self._sample(step, self._decode_graphs.logits(arrays), result)
+            return result
+        hidden = self._forward(arrays)
+        if any(step.sample):
+            self._sample(step, self._last_logits(step, hidden, arrays), result)
         self._report_prompts(step, hidden, arrays, result)
         return result
 
@@ -79,7 +88,11 @@ class Runner:
     def follow(self, step: StepInput) -> None:
         """Compute one step along with rank 0, all its collectives included, without sampling."""
         self._take_in(step)
-        hidden, arrays = self._forward(step)
+        arrays = self._table.gather(step)
+        if self._decode_graphs is not None and self._is_decode(step, arrays):
+            self._decode_graphs.logits(arrays)
+            return
+        hidden = self._forward(arrays)
         if any(step.sample):
             self._last_logits(step, hidden, arrays)
         for part in self._prompt_parts(step, arrays):
@@ -121,9 +134,16 @@ class Runner:
             end_token_ids=(*ends, *params.stop_token_ids),
         )
 
-    def _forward(self, step: StepInput) -> tuple[Tensor, StepArrays]:
+    def _is_decode(self, step: StepInput, arrays: StepArrays) -> bool:
+        """Whether every row computes one token and samples the next, and that is all."""
+        return (
+            arrays.num_decodes == len(step.rows)
+            and all(step.sample)
+            and all(self._requests[row].params.prompt_logprobs is None for row in step.rows)
+        )
+
+    def _forward(self, arrays: StepArrays) -> Tensor:
         """The last hidden states [num_tokens, hidden] of all tokens of the step."""
-        arrays = self._table.gather(step)
         paged = PagedBatch(
             slot_mapping=self._to_device(arrays.slot_mapping),
             block_tables=self._to_device(arrays.block_tables),
@@ -139,16 +159,11 @@ class Runner:
             paged=paged,
             kv_caches=self._kv_caches,
         )
-        return self._model(batch), arrays
+        return self._model(batch)
 
-    def _sample(
-        self, step: StepInput, hidden: Tensor, arrays: StepArrays, result: StepResult
-    ) -> None:
+    def _sample(self, step: StepInput, logits: Tensor, result: StepResult) -> None:
         """Sample every row that is due into `result`, and note the tokens."""
         due = [i for i, wanted in enumerate(step.sample) if wanted]
-        if not due:
-            return
-        logits = self._last_logits(step, hidden, arrays)
         rows = [self._sampling[step.rows[i]] for i in due]
         sampled = self._sampler.sample(logits, rows)
         taken_rows, taken_ids = [], []
