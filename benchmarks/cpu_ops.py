@@ -56,7 +56,7 @@ class Step:
         shape = (sum(counts), BLOCK, KV_HEADS, HEAD_DIM)
         self.caches = [(torch.randn(shape), torch.randn(shape)) for _ in range(LAYERS)]
         self.kv_bytes = 2 * 4 * KV_HEADS * HEAD_DIM * sum(seq_lens)
-        self.positions, self.cos_sin = torch.arange(self.tokens), torch.randn(8192, HEAD_DIM)
+        self.rotary = torch.randn(self.tokens, 2, HEAD_DIM)
         self.batch = self.make_batch()
 
     def attend(self, op: Callable[..., Tensor], q: Tensor, layer: int) -> Tensor:
@@ -65,7 +65,7 @@ class Step:
         return op(q, *self.caches[layer], self.batch, HEAD_DIM**-0.5)
 
     def rotate(self, op: Callable[..., Tensor], qkv: Tensor, layer: int) -> Tensor:
-        where = (self.positions, self.cos_sin, *self.caches[layer], self.batch.slot_mapping)
+        where = (self.rotary, *self.caches[layer], self.batch.slot_mapping)
         return op(qkv, *where, num_heads=HEADS, num_kv_heads=KV_HEADS, clip=None)
 
 

@@ -59,10 +59,11 @@ def test_rotation_is_a_product_of_complex_numbers(clip: float | None) -> None:
     qkv = torch.randn(layout.num_tokens, width, layout.head_dim, generator=generator)
     positions = torch.cat([torch.arange(n - m, n) for m, n in layout.sequences])
     caches = [empty_cache(layout, block_tables) for _ in "kv"]
+    cos, sin = angles.cos(), angles.sin()
+    table = torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)], dim=1)
     queries = rope_and_cache.reference(
         qkv.flatten(1),
-        positions,
-        torch.cat([angles.cos(), angles.sin()], -1).float(),
+        table[positions].float(),
         *caches,
         batch.slot_mapping,
         num_heads=layout.num_heads,

@@ -46,9 +46,6 @@ class Maker:
     def cast(self, x: Tensor) -> Tensor:
         return x.to(self.rounding).to(self.dtype).to(self.device)
 
-    def integers(self, high: int, count: int) -> Tensor:
-        return torch.randint(high, (count,), generator=self.generator).to(self.device)
-
 
 @dataclass(frozen=True)
 class Case:
@@ -84,12 +81,13 @@ def rope_case(index: int, clip: float | None) -> Case:
         batch = batch_of(layout, block_tables, make.device)
         width = (layout.num_heads + 2 * layout.num_kv_heads) * layout.head_dim
         angles = torch.rand(1300, layout.head_dim // 2, generator=make.generator) * 6.0
-        cos_sin = torch.cat([angles.cos(), angles.sin()], dim=-1).to(make.device)
+        cos, sin = angles.cos(), angles.sin()
+        table = torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)], dim=1)
+        positions = torch.randint(1300, (layout.num_tokens,), generator=make.generator)
         caches = [make.cast(empty_cache(layout, block_tables)) for _ in "kv"]
         queries = version(
             make.normal(layout.num_tokens, width),
-            make.integers(1300, layout.num_tokens),
-            cos_sin,
+            table[positions].to(make.device),
             *caches,
             batch.slot_mapping,
             num_heads=layout.num_heads,

@@ -16,7 +16,6 @@ class Attention:
         self,
         qkv: Linear,
         out: RowParallelLinear,
-        cos_sin: Tensor,
         *,
         layer: int,
         num_heads: int,
@@ -29,20 +28,19 @@ class Attention:
         bounds all three before rotation. `num_heads` and `num_kv_heads` are of all ranks."""
         self._qkv = qkv
         self._out = out
-        self._cos_sin = cos_sin
         self._layer = layer
         self._num_heads = group.slice_of(num_heads, "attention heads")[1]
         self._num_kv_heads = group.slice_of(num_kv_heads, "key and value heads")[1]
         self._scale = head_dim**-0.5
         self._clip = clip
 
-    def __call__(self, x: Tensor, batch: ForwardBatch) -> Tensor:
-        """[num_tokens, hidden] to the same; writes the tokens' keys and values to the cache."""
+    def __call__(self, x: Tensor, batch: ForwardBatch, rotary: Tensor) -> Tensor:
+        """[num_tokens, hidden] to the same; writes the tokens' keys and values to the cache.
+        `rotary` are the tokens' rows of the rotary table."""
         k_cache, v_cache = batch.kv_caches[self._layer]
         q = rope_and_cache(
             self._qkv(x),
-            batch.positions,
-            self._cos_sin,
+            rotary,
             k_cache,
             v_cache,
             batch.paged.slot_mapping,

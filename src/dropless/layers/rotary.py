@@ -1,4 +1,4 @@
-"""Rotary position embedding: the table of cosines and sines that attention looks up."""
+"""Rotary position embedding: the table of cosines and sines that a step's tokens look up."""
 
 from __future__ import annotations
 
@@ -34,15 +34,17 @@ def rotary_table(
     *,
     device: torch.device,
 ) -> Tensor:
-    """[max_positions, head_dim] float32: for each position the cosines of the head_dim / 2
-    angles, then their sines (Su et al., "RoFormer", 2021)."""
+    """[max_positions, 2, head_dim] float32: for each position the cosines of the head_dim / 2
+    angles, twice; and their sines, negated, then as they are (Su et al., "RoFormer", 2021). So a
+    rotated head is head * cosines + (head with its halves exchanged) * sines."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
     frequencies = 1.0 / theta**exponents
     if scaling is not None:
         frequencies = _scaled(frequencies, scaling)
     positions = torch.arange(max_positions, dtype=torch.float32, device=device)
     angles = torch.outer(positions, frequencies)
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)], dim=1)
 
 
 def _scaled(frequencies: Tensor, scaling: RopeScaling) -> Tensor:

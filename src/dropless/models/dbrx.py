@@ -66,7 +66,7 @@ def parse_config(content: Mapping[str, Any]) -> DbrxConfig:
 
 def build(config: DbrxConfig, weights: Weights) -> CausalLM:
     """The model with its weights read."""
-    cos_sin = rotary_table(
+    table = rotary_table(
         config.head_dim,
         config.max_position_embeddings,
         config.rope_theta,
@@ -75,8 +75,9 @@ def build(config: DbrxConfig, weights: Weights) -> CausalLM:
     embedding = Embedding(weights, "transformer.wte.weight", config.vocab_size, config.hidden_size)
     return CausalLM(
         config,
+        table,
         embedding,
-        [_block(config, weights, layer, cos_sin) for layer in range(config.num_layers)],
+        [_block(config, weights, layer) for layer in range(config.num_layers)],
         LayerNorm(weights, "transformer.norm_f.weight", config.hidden_size, NORM_EPS),
         OutputHead(
             weights,
@@ -88,7 +89,7 @@ def build(config: DbrxConfig, weights: Weights) -> CausalLM:
     )
 
 
-def _block(config: DbrxConfig, weights: Weights, layer: int, cos_sin: torch.Tensor) -> Block:
+def _block(config: DbrxConfig, weights: Weights, layer: int) -> Block:
     prefix = f"transformer.blocks.{layer}"
     norms = f"{prefix}.norm_attn_norm"
     hidden = config.hidden_size
@@ -105,7 +106,6 @@ def _block(config: DbrxConfig, weights: Weights, layer: int, cos_sin: torch.Tens
         Attention(
             column_parallel(weights, hidden, qkv),
             RowParallelLinear(weights, f"{norms}.attn.out_proj.weight", q_size, hidden),
-            cos_sin,
             layer=layer,
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,

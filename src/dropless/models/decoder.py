@@ -26,11 +26,11 @@ class Block:
     ffn: Callable[[Tensor], Tensor]
 
     def __call__(
-        self, x: Tensor, residual: Tensor | None, batch: ForwardBatch
+        self, x: Tensor, residual: Tensor | None, batch: ForwardBatch, rotary: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The block's output, which is still to be added to the residual, and the residual."""
         x, residual = self.norm_1(x, residual)
-        x = self.attention(x, batch)
+        x = self.attention(x, batch, rotary)
         x, residual = self.norm_2(x, residual)
         return self.ffn(x), residual
 
@@ -40,6 +40,7 @@ class CausalLM:
     """A decoder-only language model, on one rank."""
 
     config: ModelConfig
+    rotary_table: Tensor  # [max_positions, 2, head_dim] float32
     embedding: Embedding
     blocks: Sequence[Block]
     norm: Norm
@@ -48,8 +49,9 @@ class CausalLM:
     def __call__(self, batch: ForwardBatch) -> Tensor:
         """Normalised last hidden states [num_tokens, hidden] of all tokens of a step."""
         x, residual = self.embedding(batch.token_ids), None
+        rotary = self.rotary_table[batch.positions]
         for block in self.blocks:
-            x, residual = block(x, residual, batch)
+            x, residual = block(x, residual, batch, rotary)
         return self.norm(x, residual)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def build(config: LlamaConfig, weights: Weights) -> CausalLM:
 def build_llama_like(config: LlamaConfig, weights: Weights, ffn: Callable[[str], FFN]) -> CausalLM:
     """A model that differs from Llama in its feed-forward layers at most; `ffn` makes that of the
     block whose tensors' names begin with its argument."""
-    cos_sin = rotary_table(
+    table = rotary_table(
         config.head_dim,
         config.max_position_embeddings,
         config.rope_theta,
@@ -82,13 +82,14 @@ def build_llama_like(config: LlamaConfig, weights: Weights, ffn: Callable[[str],
         prefix = f"model.layers.{layer}"
         return Block(
             _norm(config, weights, f"{prefix}.input_layernorm"),
-            _attention(config, weights, layer, cos_sin),
+            _attention(config, weights, layer),
             _norm(config, weights, f"{prefix}.post_attention_layernorm"),
             ffn(prefix),
         )
 
     return CausalLM(
         config,
+        table,
         embedding,
         [block(layer) for layer in range(config.num_layers)],
         _norm(config, weights, "model.norm"),
@@ -106,7 +107,7 @@ def _norm(config: LlamaConfig, weights: Weights, name: str) -> RMSNorm:
     return RMSNorm(weights, f"{name}.weight", config.hidden_size, config.rms_norm_eps)
 
 
-def _attention(config: LlamaConfig, weights: Weights, layer: int, cos_sin: Tensor) -> Attention:
+def _attention(config: LlamaConfig, weights: Weights, layer: int) -> Attention:
     prefix = f"model.layers.{layer}.self_attn"
     q_size = config.num_heads * config.head_dim
     kv_size = config.num_kv_heads * config.head_dim
@@ -120,7 +121,6 @@ def _attention(config: LlamaConfig, weights: Weights, layer: int, cos_sin: Tenso
         RowParallelLinear(
             weights, f"{prefix}.o_proj.weight", q_size, config.hidden_size, bias=config.out_bias
         ),
-        cos_sin,
         layer=layer,
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,

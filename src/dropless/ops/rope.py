@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dropless.ops.registry import Op
@@ -11,8 +10,7 @@ from dropless.ops.registry import Op
 @Op
 def rope_and_cache(
     qkv: Tensor,
-    positions: Tensor,
-    cos_sin: Tensor,
+    rotary: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
     slot_mapping: Tensor,
@@ -26,9 +24,9 @@ def rope_and_cache(
     Args:
         qkv: [T, (num_heads + 2 * num_kv_heads) * head_dim], clamped to [-clip, clip] first.
             An op may write into it: its content afterwards is not defined.
-        positions: [T] int64, each token's place in its sequence.
-        cos_sin: [max_positions, head_dim] float32: cosines of the head_dim / 2 angles, then sines.
-            Element i of a head is rotated with element i + head_dim / 2.
+        rotary: [T, 2, head_dim] float32, of each token's position: the cosines of the head_dim / 2
+            angles, twice; and their sines, negated, then as they are. Element i of a head is
+            rotated with element i + head_dim / 2.
         k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_dim], contiguous.
         slot_mapping: [T] int64, block * block_size + offset of each token in the cache.
     """
@@ -36,10 +34,9 @@ def rope_and_cache(
         qkv = qkv.clamp(-clip, clip)
     heads = qkv.view(len(qkv), num_heads + 2 * num_kv_heads, -1)
     q_and_k, v = heads[:, :-num_kv_heads], heads[:, -num_kv_heads:]
-    cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)
-    first, second = q_and_k.float().chunk(2, dim=-1)
-    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-    rotated = rotated.to(qkv.dtype)
+    cos, sin = rotary.unsqueeze(2).unbind(1)
+    wide = q_and_k.float()
+    rotated = (wide * cos + wide.roll(wide.shape[-1] // 2, -1) * sin).to(qkv.dtype)
     slots = (-1, *k_cache.shape[2:])
     k_cache.view(slots)[slot_mapping] = rotated[:, num_heads:].to(k_cache.dtype)
     v_cache.view(slots)[slot_mapping] = v.to(v_cache.dtype)

@@ -46,6 +46,7 @@ class _Plan:
     decodes: list[_DecodeGroup]
     chunks: list[_Chunk]
     keys: Tensor  # [rows of the largest group, head_dim], written by every group of every layer
+    is_one_group: bool  # of all the step's tokens, in their order
 
 
 @paged_attention.register("cpu")
@@ -55,9 +56,12 @@ def paged_attention_cpu(
     if not q.dtype == k_cache.dtype == torch.float32:
         return paged_attention.reference(q, k_cache, v_cache, batch, scale)
     plan = batch.once(_make_plan, q.shape[1], *k_cache.shape[1:])
+    if plan.is_one_group:
+        return _decode(q, k_cache, v_cache, plan.decodes[0], plan.keys, scale)
     out = q.new_empty(q.shape)
     for group in plan.decodes:
-        made = _decode(q, k_cache, v_cache, group, plan.keys, scale)
+        queries = q.index_select(0, group.sequences)
+        made = _decode(queries, k_cache, v_cache, group, plan.keys, scale)
         out.index_copy_(0, group.sequences, made)
     for chunk in plan.chunks:
         out[chunk.tokens] = _prefill(q[chunk.tokens], k_cache, v_cache, chunk, scale)
@@ -67,12 +71,12 @@ def paged_attention_cpu(
 def _decode(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, group: _DecodeGroup, keys: Tensor, scale: float
 ) -> Tensor:
-    """[n, num_heads, head_dim], the results of a group."""
+    """[n, num_heads, head_dim], the results of a group, whose queries `q` are."""
     head_dim = q.shape[-1]
     products, heads, length = group.mask.shape
     rows = keys[: len(group.key_rows)]
     torch.index_select(k_cache.view(-1, head_dim), 0, group.key_rows, out=rows)
-    queries = q.index_select(0, group.sequences).view(products, heads, head_dim)
+    queries = q.reshape(products, heads, head_dim)
     transposed = rows.view(products, length, head_dim).transpose(1, 2)
     weights = torch.baddbmm(group.mask, queries, transposed, alpha=scale).softmax(-1)
     return F.embedding_bag(
@@ -107,7 +111,9 @@ def _make_plan(
     ]
     largest = max((len(group.key_rows) for group in decodes), default=0)
     keys = torch.empty(largest, head_dim)
-    return _Plan(decodes, list(_plan_chunks(batch, block_size)), keys)
+    chunks = list(_plan_chunks(batch, block_size))
+    is_one_group = batch.num_decodes == 1 and not chunks
+    return _Plan(decodes, chunks, keys, is_one_group)
 
 
 def _group_by_length(lengths: list[int]) -> Iterator[list[int]]:

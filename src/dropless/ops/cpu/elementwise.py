@@ -37,8 +37,7 @@ def layer_norm_cpu(
 @rope_and_cache.register("cpu")
 def rope_and_cache_cpu(
     qkv: Tensor,
-    positions: Tensor,
-    cos_sin: Tensor,
+    rotary: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
     slot_mapping: Tensor,
@@ -47,12 +46,10 @@ def rope_and_cache_cpu(
     num_kv_heads: int,
     clip: float | None,
 ) -> Tensor:
-    """Rotates within `qkv`, of which the queries returned are a view."""
     if not qkv.dtype == k_cache.dtype == torch.float32:
         return rope_and_cache.reference(
             qkv,
-            positions,
-            cos_sin,
+            rotary,
             k_cache,
             v_cache,
             slot_mapping,
@@ -63,12 +60,10 @@ def rope_and_cache_cpu(
     if clip is not None:
         qkv.clamp_(-clip, clip)
     heads = qkv.view(len(qkv), num_heads + 2 * num_kv_heads, -1)
-    q, k, v = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=1)
-    first, second = heads[:, :-num_kv_heads].chunk(2, dim=-1)
-    cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)
-    turned = first * sin
-    first.mul_(cos).addcmul_(second, sin, value=-1)
-    second.mul_(cos).add_(turned)
+    q_and_k, v = torch.split(heads, [num_heads + num_kv_heads, num_kv_heads], dim=1)
+    cos, sin = rotary.unsqueeze(2).unbind(1)
+    turned = q_and_k.roll(heads.shape[-1] // 2, -1).mul_(sin)
+    q, k = torch.split(turned.addcmul_(q_and_k, cos), [num_heads, num_kv_heads], dim=1)
     slots = (-1, *k_cache.shape[2:])
     k_cache.view(slots).index_copy_(0, slot_mapping, k)
     v_cache.view(slots).index_copy_(0, slot_mapping, v)

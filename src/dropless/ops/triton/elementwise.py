@@ -67,7 +67,7 @@ def layer_norm_cuda(
 
 @triton.jit
 def _rope_kernel(
-    qkv_ptr, positions_ptr, cos_sin_ptr, k_ptr, v_ptr, slots_ptr, q_ptr, clip,
+    qkv_ptr, rotary_ptr, k_ptr, v_ptr, slots_ptr, q_ptr, clip,
     num_heads, num_kv_heads,
     HEAD_DIM: tl.constexpr, HALF: tl.constexpr, HAS_CLIP: tl.constexpr,
 ):  # fmt: skip
@@ -83,9 +83,9 @@ def _rope_kernel(
         first = tl.minimum(tl.maximum(first.to(tl.float32), -clip), clip).to(first.dtype)
         second = tl.minimum(tl.maximum(second.to(tl.float32), -clip), clip).to(second.dtype)
     if head < num_heads + num_kv_heads:
-        angles = cos_sin_ptr + tl.load(positions_ptr + token) * HEAD_DIM
+        angles = rotary_ptr + token * 2 * HEAD_DIM
         cos = tl.load(angles + columns, inside, 0.0)
-        sin = tl.load(angles + HEAD_DIM // 2 + columns, inside, 0.0)
+        sin = tl.load(angles + HEAD_DIM + HEAD_DIM // 2 + columns, inside, 0.0)
         a, b = first.to(tl.float32), second.to(tl.float32)
         first = (a * cos - b * sin).to(first.dtype)
         second = (b * cos + a * sin).to(second.dtype)
@@ -103,8 +103,7 @@ def _rope_kernel(
 @rope_and_cache.register("cuda")
 def rope_and_cache_cuda(
     qkv: Tensor,
-    positions: Tensor,
-    cos_sin: Tensor,
+    rotary: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
     slot_mapping: Tensor,
@@ -116,7 +115,7 @@ def rope_and_cache_cuda(
     num_tokens, head_dim = len(qkv), k_cache.shape[-1]
     q = qkv.new_empty(num_tokens, num_heads, head_dim)
     _rope_kernel[(num_tokens, num_heads + 2 * num_kv_heads)](
-        qkv.contiguous(), positions, cos_sin, k_cache, v_cache, slot_mapping, q, clip or 0.0,
+        qkv.contiguous(), rotary, k_cache, v_cache, slot_mapping, q, clip or 0.0,
         num_heads, num_kv_heads,
         HEAD_DIM=head_dim, HALF=triton.next_power_of_2(head_dim // 2), HAS_CLIP=clip is not None,
         num_warps=1,
