@@ -18,6 +18,8 @@ _MADV_COLLAPSE = 25  # linux/mman.h, Linux 6.1 and newer
 def use_huge_pages() -> int:
     """Move the large anonymous memory that this process has filled to huge pages, now.
 
+    Takes a second or two for a gigabyte, in which other threads may go on.
+
     Returns:
         How many bytes were asked to move: 0 where the system offers none. Nothing else changes,
         and memory that is allocated later is not affected.
@@ -30,7 +32,7 @@ def use_huge_pages() -> int:
             continue
         address, length = ctypes.c_void_p(first), ctypes.c_size_t(last - first)
         if libc.madvise(address, length, mmap.MADV_HUGEPAGE) != 0:
-            return 0
+            continue  # not offered, or given back meanwhile
         if libc.madvise(address, length, _MADV_COLLAPSE) == 0:
             asked += last - first
     logger.debug("%d MiB on huge pages", asked // 2**20)

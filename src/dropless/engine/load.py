@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -54,7 +55,7 @@ def load_runner(
         for _ in range(model.config.num_layers)
     ]
     if plan.device == "cpu":
-        use_huge_pages()
+        threading.Thread(target=use_huge_pages, name="huge-pages", daemon=True).start()
     torch.set_num_threads(plan.threads)
     graphs = None
     if plan.device == "cuda":
