@@ -144,7 +144,7 @@ def _by_tiles(
         "num_warps": 4,
         "num_stages": 2 if wide else 4,
     }
-    # Measured on an H100 at DBRX's widths: 92 to 97 % of the memory's speed from 1 to 64 tokens.
+    # Measured on an H100, DBRX's experts cut to width 1344: 85 to 97 % of the memory's speed.
     gate_up_columns, gate_up_depth = 64, 32 if wide else 128 if rows <= 64 else 64
     down_columns, down_depth = (64, 32) if wide else (128, 64)
     offsets = torch.nn.functional.pad(
