@@ -44,6 +44,19 @@ def check_gathering(group: Group) -> None:
         assert group.all_gather(ids).tolist() == [list(range(group.size))]
 
 
+def check_broadcast(group: Group) -> None:
+    for dtype in DTYPES:
+        expected = torch.arange(12).view(3, 4).to(dtype)
+        x = expected.clone() if group.rank == 0 else torch.full_like(expected, -1)
+        assert group.broadcast(x) is x
+        assert torch.equal(x, expected)
+        columns = (expected if group.rank == 0 else -expected).t()
+        assert torch.equal(group.broadcast(columns), expected.t())
+    with torch.inference_mode():
+        ids = torch.tensor([7 * (group.rank + 1)])
+        assert group.broadcast(ids).tolist() == [7]
+
+
 def rank_1_fails(group: Group) -> None:
     if group.rank == 1:
         raise ZeroDivisionError("rank 1 has a bug")

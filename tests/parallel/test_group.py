@@ -26,6 +26,7 @@ from .team import CPU, Check, Team
         checks.check_sums,
         checks.check_sums_are_the_same_bits_on_every_rank,
         checks.check_gathering,
+        checks.check_broadcast,
     ],
 )
 def test_every_rank_finds(check: Check, size: int, teams: dict[int, Team]) -> None:
@@ -77,6 +78,7 @@ def test_alone_nothing_happens(tmp_path: Path) -> None:
         assert (group.rank, group.size) == (0, 1)
         assert group.all_reduce(x) is x
         assert group.all_gather(x, 0) is x
+        assert group.broadcast(x) is x
         assert group.slice_of(7, "heads") == (0, 7)
         group.check()
         group.abort()

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import (
     AllgatherOptions,
     AllreduceOptions,
+    BroadcastOptions,
     ErrorType,
     FileStore,
     ProcessGroupGloo,
@@ -124,6 +125,22 @@ class Group:
         with self._naming_lost_peers():
             _wait(self._backend._allgather_base(stacked, x, options))
         return stacked if dim == 0 else torch.cat(stacked.chunk(self.size), dim)
+
+    def broadcast(self, x: Tensor) -> Tensor:
+        """Rank 0's `x` on every rank; in place where `x` is contiguous.
+
+        Raises:
+            PeersLostError: another rank is gone or did not come in time.
+        """
+        if self._backend is None:
+            return x
+        x = x.contiguous()
+        options = BroadcastOptions()
+        options.rootRank = 0
+        options.asyncOp = False
+        with self._naming_lost_peers():
+            _wait(self._backend.broadcast([x], options))
+        return x
 
     def slice_of(self, size: int, what: str) -> tuple[int, int]:
         """Start and length of this rank's even part of `size` things.
