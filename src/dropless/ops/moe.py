@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dropless.ops.activation import silu_mul
+from dropless.ops.fp8 import Fp8Tensor
+from dropless.ops.linear import linear
 from dropless.ops.registry import Op
 
 
@@ -29,22 +31,33 @@ def route(
 
 @Op
 def fused_experts(
-    x: Tensor, gate_up: Tensor, down: Tensor, topk_weights: Tensor, topk_ids: Tensor
+    x: Tensor,
+    gate_up: Tensor | Fp8Tensor,
+    down: Tensor | Fp8Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
 ) -> Tensor:
     """Every token through all of its experts, however many chose the same: [T, hidden].
 
     Token t gives the sum over j of topk_weights[t, j] * E(x[t]), where expert E = topk_ids[t, j] is
-    x -> down @ (silu(gate x) * (up x)). The sum is in float32, the rest in x's dtype.
+    x -> down @ (silu(gate x) * (up x)). The sum is in float32, the rest in x's dtype. With 8-bit
+    weights the products are those of `linear`: x[t], and silu(gate x) * (up x) of each pair of
+    token and expert, are quantised, each with its own scale.
 
     Args:
         x: [T, hidden].
         gate_up: [E, 2 * width, hidden], gate first.
-        down: [E, hidden, width]; may be a transposed view of a contiguous [E, width, hidden].
-        topk_weights, topk_ids: [T, top_k]; the ids of one token are distinct.
+        down: [E, hidden, width]; unless it is an `Fp8Tensor`, it may be a transposed view of a
+            contiguous [E, width, hidden].
+        topk_weights, topk_ids: [T, top_k]; the ids of one token are distinct. An id outside
+            0 .. E - 1, such as that of an expert of another rank, contributes nothing.
     """
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in torch.unique(topk_ids).tolist():
+        if not 0 <= expert < gate_up.shape[0]:
+            continue
         tokens, choice = torch.where(topk_ids == expert)
-        made = F.linear(silu_mul(F.linear(x[tokens], gate_up[expert])), down[expert])
+        activated = silu_mul.reference(linear.reference(x[tokens], gate_up[expert]))
+        made = linear.reference(activated, down[expert])
         out.index_add_(0, tokens, made.float() * topk_weights[tokens, choice, None])
     return out.to(x.dtype)
