@@ -41,7 +41,7 @@ class OutputHead:
                 start, length = self._group.slice_of(vocab_size, name)
             matrix = tied_to.table[start : start + length]
         elif self._group is not None:
-            matrix = weights.matrix_part(name, (vocab_size, hidden_size), dim=0)
+            matrix = weights.matrix_rows(name, (vocab_size, hidden_size))
         else:
             matrix = weights.matrix(name, (vocab_size, hidden_size))
         self._linear = Linear(weights.pack(matrix, keeps_matrix=tied_to is not None))

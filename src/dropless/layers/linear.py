@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dropless.layers.weights import Weights
+from dropless.ops.fp8 import Fp8Tensor
 from dropless.ops.half_linear import PackedHalf, half_linear
+from dropless.ops.linear import linear
 
 
 class Linear:
     """x @ weight.T + bias on this rank's part."""
 
-    def __init__(self, weight: Tensor | PackedHalf, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor | Fp8Tensor | PackedHalf, bias: Tensor | None = None) -> None:
         """weight: [out, in]; bias: [out]."""
         self._weight = weight
         self._bias = bias
@@ -26,7 +27,7 @@ class Linear:
         if isinstance(self._weight, PackedHalf):
             y = half_linear(x, self._weight)
             return y if self._bias is None else y.add_(self._bias)
-        return F.linear(x, self._weight, self._bias)
+        return linear(x, self._weight, self._bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +48,21 @@ def column_parallel(
     weights: Weights, in_features: int, outputs: Sequence[Rows], *, bias: bool = False
 ) -> Linear:
     """Several outputs of one input as one matrix; each rank has its even part of every output."""
-    parts = [
-        weights.rows_part(rows.name, (rows.stored or rows.size, in_features), rows.start, rows.size)
-        for rows in outputs
-    ]
+    places = [weights.group.slice_of(rows.size, rows.name) for rows in outputs]
+    weight = weights.room((sum(size for _, size in places), in_features), weights.matrix_dtype)
+    begin = 0
+    for rows, (start, size) in zip(outputs, places, strict=True):
+        part = weights.read(
+            rows.name,
+            (rows.stored or rows.size, in_features),
+            dtype=weights.matrix_dtype,
+            dim=0,
+            start=rows.start + start,
+            length=size,
+        )
+        weights.put(part, weight[begin : begin + size])
+        begin += size
     biases = [weights.vector_part(rows.bias, rows.size) for rows in outputs] if bias else []
-    weight = parts[0] if len(parts) == 1 else torch.cat(parts)
     return Linear(weights.pack(weight), torch.cat(biases) if biases else None)
 
 
@@ -68,8 +78,11 @@ class RowParallelLinear:
         *,
         bias: bool = False,
     ) -> None:
-        part = weights.matrix_part(name, (out_features, in_features), dim=1)
-        self._linear = Linear(weights.pack(part))
+        start, size = weights.group.slice_of(in_features, name)
+        weight = weights.room((out_features, size), weights.matrix_dtype)
+        shape, dtype = (out_features, in_features), weights.matrix_dtype
+        weights.put(weights.read(name, shape, dtype=dtype, dim=1, start=start, length=size), weight)
+        self._linear = Linear(weights.pack(weight))
         bias_name = name.removesuffix("weight") + "bias"
         self._bias = weights.vector(bias_name, out_features) if bias else None
         self._group = weights.group

@@ -2,43 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from torch import Tensor
 
+from dropless.layers.linear import Rows
+from dropless.layers.weights import Weights
+from dropless.ops.fp8 import Fp8Tensor
 from dropless.ops.moe import fused_experts, route
-from dropless.parallel.group import Group
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """Where one expert's matrices are stored."""
+
+    gate: Rows  # [width, hidden]
+    up: Rows  # [width, hidden]
+    down: Rows | str  # rows [width, hidden] of its transpose, or the name of a [hidden, width]
 
 
 class MoE:
-    """A router over all experts and this rank's part of each expert's width."""
+    """A router over all experts, and of the experts this rank's part: of each expert an even part
+    of its width, or with expert parallelism an even part of the experts, whole."""
 
     def __init__(
         self,
-        router: Tensor,
-        gate_up: Tensor,
-        down: Tensor,
+        weights: Weights,
+        router: str,
+        experts: Sequence[Expert],
+        hidden_size: int,
+        width: int,
         *,
         top_k: int,
         norm_p: float | None,
-        group: Group,
     ) -> None:
         """
         Args:
-            router: [experts, hidden], whole on every rank.
-            gate_up: [experts, 2 * width, hidden]: each expert's gate rows, then its up rows.
-            down: [experts, hidden, width], of any strides.
+            router: the name of its matrix [experts, hidden].
             top_k: experts a token.
             norm_p: weights of a token's experts are divided by their p-norm; None: left as the
                 softmax over all experts gave them.
         """
-        self._router = router
-        self._gate_up = gate_up
-        self._down = down
+        self._router = weights.matrix(router, (len(experts), hidden_size), weights.dtype)
+        self._first_expert = 0
+        if weights.expert_parallel:
+            first, count = weights.group.slice_of(len(experts), f"{router}: experts")
+            self._first_expert, experts = first, experts[first : first + count]
+            cut = (0, width)
+        else:
+            cut = weights.group.slice_of(width, f"{router}: the experts' width")
+        self._gate_up, self._down = _read_experts(weights, experts, hidden_size, width, cut)
         self._top_k = top_k
         self._norm_p = norm_p
-        self._group = group
+        self._group = weights.group
 
     def __call__(self, x: Tensor) -> Tensor:
         """[num_tokens, hidden] to the same."""
         topk_weights, topk_ids = route(x, self._router, self._top_k, self._norm_p)
+        if self._first_expert:
+            topk_ids = topk_ids - self._first_expert
         y = fused_experts(x, self._gate_up, self._down, topk_weights, topk_ids)
         return self._group.all_reduce(y)
+
+
+def _read_experts(
+    weights: Weights, experts: Sequence[Expert], hidden: int, width: int, cut: tuple[int, int]
+) -> tuple[Tensor | Fp8Tensor, Tensor | Fp8Tensor]:
+    """`gate_up` [experts, 2 * own width, hidden] and `down` [experts, hidden, own width], filled
+    one matrix of one expert at a time. `cut` is this rank's start and length of the width."""
+    start, own = cut
+    dtype = weights.dtype
+
+    def read(rows: Rows) -> Tensor:
+        shape = (rows.stored or rows.size, hidden)
+        begin = rows.start + start
+        return weights.read(rows.name, shape, dtype=dtype, dim=0, start=begin, length=own)
+
+    def read_down(down: Rows | str) -> Tensor:
+        if isinstance(down, Rows):
+            return read(down).T
+        shape = (hidden, width)
+        return weights.read(down, shape, dtype=dtype, dim=1, start=start, length=own)
+
+    lies_transposed = isinstance(experts[0].down, Rows)
+    gate_up = weights.room((len(experts), 2 * own, hidden), dtype)
+    down = weights.room((len(experts), hidden, own), dtype, lies_transposed=lies_transposed)
+    for i, expert in enumerate(experts):
+        weights.put(read(expert.gate), gate_up[i][:own])
+        weights.put(read(expert.up), gate_up[i][own:])
+        weights.put(read_down(expert.down), down[i])
+    return gate_up, down

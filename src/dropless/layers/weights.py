@@ -9,17 +9,23 @@ import torch
 from torch import Tensor
 
 from dropless.checkpoints.checkpoint import Checkpoint
+from dropless.ops.fp8 import Fp8Tensor, quantize_into
 from dropless.ops.half_linear import PackedHalf, pack_half
 from dropless.parallel.group import SOLO, Group
 
-WeightFormat = Literal["none", "fp16"]
+WeightFormat = Literal["none", "fp16", "fp8"]
 
 
 class Weights:
-    """Reads tensors whole or cut for one rank, and keeps count of what was read.
+    """Reads tensors whole or cut for one rank, and keeps count of what is held.
 
-    `dtype` is that of activations, norms and biases. Matrices have it too, or with the format
-    "fp16" are kept as float16 and multiplied with float32 activations.
+    `dtype` is that of activations, norms and biases, and of matrices, unless a format says
+    otherwise:
+
+    - "fp16": matrices are float16 and multiplied with float32 activations; experts are of `dtype`.
+    - "fp8": linear layers and experts are `Fp8Tensor`s. The router and the output head, whose small
+      differences choose between experts and between tokens, are not, nor is the embedding, of
+      which a step reads a few rows: together they are 1 % of DBRX.
     """
 
     def __init__(
@@ -30,13 +36,17 @@ class Weights:
         device: torch.device,
         group: Group = SOLO,
         quantization: WeightFormat = "none",
+        expert_parallel: bool = False,
         on_read: Callable[[int], None] | None = None,
     ) -> None:
-        """`on_read` is told after each tensor how many bytes are held so far."""
+        """`expert_parallel`: each rank has some experts whole and not a part of each. `on_read` is
+        told after each tensor how many bytes are held so far."""
         self.dtype = dtype
         self.matrix_dtype = torch.float16 if quantization == "fp16" else dtype
         self.device = device
         self.group = group
+        self.quantization = quantization
+        self.expert_parallel = expert_parallel
         self.num_bytes = 0
         self._checkpoint = checkpoint
         self._on_read = on_read
@@ -48,57 +58,25 @@ class Weights:
 
     def vector(self, name: str, size: int) -> Tensor:
         """A norm's weight or a bias, whole: [size]."""
-        return self._read(name, (size,), dtype=self.dtype)
+        return self._hold(self.read(name, (size,), dtype=self.dtype))
 
     def vector_part(self, name: str, size: int) -> Tensor:
         """This rank's even part of a bias: [size / ranks]."""
         start, length = self.group.slice_of(size, name)
-        return self._read(name, (size,), dtype=self.dtype, dim=0, start=start, length=length)
+        part = self.read(name, (size,), dtype=self.dtype, dim=0, start=start, length=length)
+        return self._hold(part)
 
-    def matrix(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
-        """A tensor of two or more dimensions, whole."""
-        return self._read(name, shape, dtype=dtype or self.matrix_dtype)
+    def matrix(self, name: str, shape: tuple[int, int], dtype: torch.dtype | None = None) -> Tensor:
+        """A matrix, whole; `dtype` is `matrix_dtype` unless given."""
+        return self._hold(self.read(name, shape, dtype=dtype or self.matrix_dtype))
 
-    def matrix_part(
-        self, name: str, shape: tuple[int, ...], dim: int, dtype: torch.dtype | None = None
-    ) -> Tensor:
-        """This rank's even part of dimension `dim`; `shape` is that of the whole."""
-        start, length = self.group.slice_of(shape[dim], name)
-        return self._read(
-            name, shape, dtype=dtype or self.matrix_dtype, dim=dim, start=start, length=length
-        )
+    def matrix_rows(self, name: str, shape: tuple[int, int]) -> Tensor:
+        """This rank's even part of a matrix' rows; `shape` is that of the whole."""
+        start, length = self.group.slice_of(shape[0], name)
+        part = self.read(name, shape, dtype=self.matrix_dtype, dim=0, start=start, length=length)
+        return self._hold(part)
 
-    def rows_part(self, name: str, shape: tuple[int, int], start: int, length: int) -> Tensor:
-        """This rank's even part of the rows `start : start + length` of a matrix."""
-        own_start, own_length = self.group.slice_of(length, name)
-        return self._read(
-            name,
-            shape,
-            dtype=self.matrix_dtype,
-            dim=0,
-            start=start + own_start,
-            length=own_length,
-        )
-
-    def pack(self, matrix: Tensor, *, keeps_matrix: bool = False) -> Tensor | PackedHalf:
-        """A matrix that was read in the form that `Linear` multiplies with. `keeps_matrix` says
-        that the matrix stays in use beside it."""
-        if self.matrix_dtype == self.dtype:
-            return matrix
-        packed = pack_half(matrix)
-        self._count(packed.nbytes - (0 if keeps_matrix else matrix.nbytes))
-        return packed
-
-    def unread(self) -> list[str]:
-        """Names of the checkpoint's tensors that nothing has asked for."""
-        return [name for name in self._checkpoint.names() if name not in self._names]
-
-    def _count(self, num_bytes: int) -> None:
-        self.num_bytes += num_bytes
-        if self._on_read is not None:
-            self._on_read(self.num_bytes)
-
-    def _read(
+    def read(
         self,
         name: str,
         shape: tuple[int, ...],
@@ -108,9 +86,55 @@ class Weights:
         start: int = 0,
         length: int | None = None,
     ) -> Tensor:
+        """A tensor or a slice of it that is not held, but `put` somewhere (`Checkpoint.read`)."""
         self._names.add(name)
-        tensor = self._checkpoint.read(
+        return self._checkpoint.read(
             name, shape, dim=dim, start=start, length=length, dtype=dtype, device=self.device
         )
-        self._count(tensor.nbytes)
+
+    def room(
+        self, shape: tuple[int, ...], dtype: torch.dtype, *, lies_transposed: bool = False
+    ) -> Tensor | Fp8Tensor:
+        """Matrices [..., out, in] of a layer, of `dtype` or of 8 bits, to be filled by `put`.
+        `lies_transposed` is for those that are stored [in, out]: unless they get 8 bits, memory
+        has them so, too."""
+        if self.quantization == "fp8":
+            return Fp8Tensor.empty(shape, self.device)
+        if lies_transposed:
+            stored = (*shape[:-2], shape[-1], shape[-2])
+            return torch.empty(stored, dtype=dtype, device=self.device).mT
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def put(self, part: Tensor, place: Tensor | Fp8Tensor) -> None:
+        """Fill a part of a `room` with what was read, of any strides."""
+        self._add(place.nbytes)
+        if part.is_meta:
+            return
+        if isinstance(place, Fp8Tensor):
+            quantize_into(place, part)
+        else:
+            place.copy_(part)
+
+    def pack(
+        self, matrix: Tensor | Fp8Tensor, *, keeps_matrix: bool = False
+    ) -> Tensor | Fp8Tensor | PackedHalf:
+        """A matrix that is held in the form that `Linear` multiplies with. `keeps_matrix` says
+        that the matrix stays in use beside it."""
+        if isinstance(matrix, Fp8Tensor) or self.matrix_dtype == self.dtype:
+            return matrix
+        packed = pack_half(matrix)
+        self._add(packed.nbytes - (0 if keeps_matrix else matrix.nbytes))
+        return packed
+
+    def unread(self) -> list[str]:
+        """Names of the checkpoint's tensors that nothing has asked for."""
+        return [name for name in self._checkpoint.names() if name not in self._names]
+
+    def _hold(self, tensor: Tensor) -> Tensor:
+        self._add(tensor.nbytes)
         return tensor
+
+    def _add(self, num_bytes: int) -> None:
+        self.num_bytes += num_bytes
+        if self._on_read is not None:
+            self._on_read(self.num_bytes)

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from dropless.layers.attention import Attention
 from dropless.layers.embedding import Embedding, OutputHead
 from dropless.layers.linear import RowParallelLinear, Rows, column_parallel
-from dropless.layers.moe import MoE
+from dropless.layers.moe import Expert, MoE
 from dropless.layers.norm import LayerNorm
 from dropless.layers.rotary import rotary_table
 from dropless.layers.weights import Weights
@@ -119,26 +117,20 @@ def _block(config: DbrxConfig, weights: Weights, layer: int) -> Block:
 
 
 def _moe(config: DbrxConfig, weights: Weights, prefix: str) -> MoE:
-    """w1 is the gate and v1 the up matrix, [out, in]; w2 is down, stored [in, out] and used as it
-    lies, through a transposed view."""
-    shape = (config.num_experts, config.ffn_width, config.hidden_size)
+    """w1 is the gate and v1 the up matrix of all experts, one below the other; w2 is down, stored
+    [in, out]."""
+    width = config.ffn_width
 
-    def experts(name: str) -> torch.Tensor:
-        return weights.matrix_part(f"{prefix}.experts.mlp.{name}", shape, 1, weights.dtype)
+    def rows(name: str, expert: int) -> Rows:
+        stored = config.num_experts * width
+        return Rows(f"{prefix}.experts.mlp.{name}", width, expert * width, stored)
 
-    gate = experts("w1")
-    gate_up = gate.new_empty(shape[0], 2 * gate.shape[1], shape[2])
-    gate_up[:, : gate.shape[1]] = gate
-    gate_up[:, gate.shape[1] :] = experts("v1")
     return MoE(
-        weights.matrix(
-            f"{prefix}.router.layer.weight",
-            (config.num_experts, config.hidden_size),
-            weights.dtype,
-        ),
-        gate_up,
-        experts("w2").transpose(1, 2),
+        weights,
+        f"{prefix}.router.layer.weight",
+        [Expert(rows("w1", i), rows("v1", i), rows("w2", i)) for i in range(config.num_experts)],
+        config.hidden_size,
+        width,
         top_k=config.top_k,
         norm_p=config.norm_p,
-        group=weights.group,
     )

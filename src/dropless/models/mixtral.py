@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from dropless.layers.moe import MoE
+from dropless.layers.linear import Rows
+from dropless.layers.moe import Expert, MoE
 from dropless.layers.weights import Weights
 from dropless.models.config import Fields, llama_like
 from dropless.models.decoder import CausalLM
@@ -44,18 +43,19 @@ def build(config: LlamaConfig, weights: Weights) -> CausalLM:
 
 def _moe(config: LlamaConfig, weights: Weights, prefix: str) -> MoE:
     """w1 is the gate, w3 the up and w2 the down matrix of each expert, all [out, in]."""
-    hidden, width = config.hidden_size, config.ffn_width
-    own_width = weights.group.slice_of(width, f"{prefix}: the experts' width")[1]
-    router = weights.matrix(f"{prefix}.gate.weight", (config.num_experts, hidden), weights.dtype)
-    gate_up = router.new_empty(config.num_experts, 2 * own_width, hidden)
-    down = router.new_empty(config.num_experts, hidden, own_width)
-    for expert in range(config.num_experts):
+    width = config.ffn_width
 
-        def read(name: str, shape: tuple[int, int], dim: int, expert: int = expert) -> torch.Tensor:
-            full_name = f"{prefix}.experts.{expert}.{name}.weight"
-            return weights.matrix_part(full_name, shape, dim, weights.dtype)
+    def expert(index: int) -> Expert:
+        own = f"{prefix}.experts.{index}"
+        gate, up = Rows(f"{own}.w1.weight", width), Rows(f"{own}.w3.weight", width)
+        return Expert(gate, up, down=f"{own}.w2.weight")
 
-        gate_up[expert, :own_width] = read("w1", (width, hidden), 0)
-        gate_up[expert, own_width:] = read("w3", (width, hidden), 0)
-        down[expert] = read("w2", (hidden, width), 1)
-    return MoE(router, gate_up, down, top_k=config.top_k, norm_p=1.0, group=weights.group)
+    return MoE(
+        weights,
+        f"{prefix}.gate.weight",
+        [expert(index) for index in range(config.num_experts)],
+        config.hidden_size,
+        width,
+        top_k=config.top_k,
+        norm_p=1.0,
+    )

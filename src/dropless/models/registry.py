@@ -44,15 +44,17 @@ def load_model(
     device: torch.device,
     group: Group = SOLO,
     quantization: WeightFormat = "none",
+    expert_parallel: bool = False,
     on_read: Callable[[int], None] | None = None,
 ) -> CausalLM:
-    """This rank's part of the model. `on_read` is told after each tensor how many bytes are held.
+    """This rank's part of the model: of each expert a part, or with `expert_parallel` whole
+    experts. `on_read` is told after each tensor how many bytes are held.
 
     Raises:
         ConfigError: as `parse_config`.
         CheckpointError: a tensor is missing, damaged or of another shape, or the checkpoint holds
             one that this model does not have.
-        SettingsError: heads or widths do not divide evenly over the ranks.
+        SettingsError: heads, widths or experts do not divide evenly over the ranks.
     """
     weights = Weights(
         checkpoint,
@@ -60,6 +62,7 @@ def load_model(
         device=device,
         group=group,
         quantization=quantization,
+        expert_parallel=expert_parallel,
         on_read=on_read,
     )
     model = _build(checkpoint, weights)
@@ -79,6 +82,7 @@ def weight_bytes(
     dtype: torch.dtype,
     num_ranks: int = 1,
     quantization: WeightFormat = "none",
+    expert_parallel: bool = False,
 ) -> int:
     """What the weights will take on one rank: counted by building the model without memory.
 
@@ -91,6 +95,7 @@ def weight_bytes(
         device=torch.device("meta"),
         group=Group(0, num_ranks),
         quantization=quantization,
+        expert_parallel=expert_parallel,
     )
     _build(checkpoint, weights)
     return weights.num_bytes

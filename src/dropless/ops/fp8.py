@@ -44,8 +44,8 @@ class Fp8Tensor:
     def device(self) -> torch.device:
         return self.values.device
 
-    def __getitem__(self, index: int) -> Fp8Tensor:
-        """One of several matrices, as a view."""
+    def __getitem__(self, index: int | slice) -> Fp8Tensor:
+        """As of a tensor: one of several matrices, or some rows of a matrix, as a view."""
         return Fp8Tensor(self.values[index], self.scales[index])
 
     def float(self) -> Tensor:
@@ -57,23 +57,23 @@ def quantize_channels(weight: Tensor) -> Fp8Tensor:
     """Each output channel (row) of `weight` [..., out, in], of any strides, by the rule of
     `quantize_tokens`."""
     quantized = Fp8Tensor.empty(tuple(weight.shape), weight.device)
-    quantize_into(quantized.values, quantized.scales, weight)
+    quantize_into(quantized, weight)
     return quantized
 
 
-def quantize_into(values: Tensor, scales: Tensor, weight: Tensor) -> None:
-    """`quantize_channels` into place: values [..., out, in] and scales [..., out] may be parts of
-    larger tensors. Beside them it takes about 300 MiB, however large the weight is."""
+def quantize_into(quantized: Fp8Tensor, weight: Tensor) -> None:
+    """`quantize_channels` into place, which may be a part of a larger one. Takes about 350 MiB
+    meanwhile, however large the weight is."""
     rows = max(1, _PIECE_ELEMENTS * weight.shape[-2] // max(1, weight.numel()))
-    for piece, into, piece_scales in zip(
+    for piece, values, scales in zip(
         torch.split(weight, rows, -2),
-        torch.split(values, rows, -2),
-        torch.split(scales, rows, -1),
+        torch.split(quantized.values, rows, -2),
+        torch.split(quantized.scales, rows, -1),
         strict=True,
     ):
         made, made_scales = _quantize_rows(piece)
-        into.copy_(made)
-        piece_scales.copy_(made_scales)
+        values.copy_(made)
+        scales.copy_(made_scales)
 
 
 @Op
@@ -89,7 +89,7 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    low, high = x.aminmax(dim=-1)  # NaN if there is one
-    scales = (torch.maximum(-low, high).float() / FP8_MAX).clamp(min=_SMALLEST_SCALE)
+    largest = x.abs().amax(-1).float()  # NaN if there is one
+    scales = (largest / FP8_MAX).clamp(min=_SMALLEST_SCALE)
     scaled = x / scales[..., None]  # float32, whatever x is
     return scaled.clamp_(-FP8_MAX, FP8_MAX).to(FP8), scales
