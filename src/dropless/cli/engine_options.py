@@ -29,11 +29,20 @@ OPTIONS: dict[str, Any] = {
         "Activations and cache: float32, bfloat16, or auto: bfloat16 on a GPU, float32 on a CPU.",
     ),
     "quantization": _option(
-        Quantization, "TYPE", "Weights: none, fp16, or auto: fp16 on an x86 CPU in float32."
+        Quantization,
+        "TYPE",
+        "Weights: none, fp16, auto (fp16 on an x86 CPU in float32), or fp8: half the memory, for"
+        " GPUs; a CPU computes the same, slowly.",
     ),
     "device": _option(Device, "NAME", "auto, cpu or cuda."),
     "threads": _option(int | None, "N", "CPU threads; default: all cores."),
     "tensor_parallel_size": _option(int, "N", "GPUs to split the model over."),
+    "expert_parallel": _option(
+        bool,
+        None,
+        "Split a mixture's experts over the GPUs whole, not each expert's width.",
+        "--expert-parallel",
+    ),
     "max_model_len": _option(
         int | None, "N", "Longest prompt plus answer, tokens; default: the model's own."
     ),

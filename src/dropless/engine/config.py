@@ -10,7 +10,9 @@ import msgspec
 from dropless.errors import SettingsError
 
 DType = Literal["auto", "float32", "bfloat16"]
-Quantization = Literal["auto", "none", "fp16"]
+Quantization = Literal["auto", "none", "fp16", "fp8"]
+
+MAX_MEMORY_FRACTION = 0.98
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +30,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     quantization: Quantization = "auto"  # auto: fp16 weights on an x86 CPU in float32, else none
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tensor_parallel_size: int = 1
+    expert_parallel: bool = False  # ranks share experts whole, and not the width of each
     max_model_len: int | None = None  # None: the model's own, cut to what the cache can hold
     max_running_requests: int = 256
     max_waiting_requests: int = 4096
@@ -51,9 +54,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise SettingsError(
                 f"block_size is {self.block_size}; use 8, 16, 32, 64 or 128 (16 suits most)"
             )
-        if not 0.05 <= self.memory_fraction <= 0.98:
+        if not 0.05 <= self.memory_fraction <= MAX_MEMORY_FRACTION:
             raise SettingsError(
-                f"memory_fraction is {self.memory_fraction}; it must be between 0.05 and 0.98"
+                f"memory_fraction is {self.memory_fraction}; it must be between 0.05 and"
+                f" {MAX_MEMORY_FRACTION}"
             )
         if self.quantization == "fp16" and self.device == "cuda":
             raise SettingsError("fp16 weights are a CPU format; use quantization none on a GPU")
@@ -61,6 +65,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise SettingsError(
                 "fp16 weights need dtype float32; use quantization none in bfloat16"
             )
+        if self.quantization == "fp8" and (self.device, self.dtype) == ("cuda", "float32"):
+            raise SettingsError("fp8 weights on a GPU need dtype bfloat16 (or auto), not float32")
 
 
 def _positive(name: str, value: int) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from dropless.checkpoints.checkpoint import Checkpoint
-from dropless.engine.config import EngineConfig
+from dropless.engine.config import MAX_MEMORY_FRACTION, EngineConfig
 from dropless.engine.machine_memory import available_memory
 from dropless.errors import MemoryPlanError, SettingsError
 from dropless.layers.weights import WeightFormat
@@ -21,6 +21,7 @@ _CPU_CACHE = 384 * 2**20  # unless one full context needs more, or the caller sa
 _SHORTEST_LEN = 256  # a cache that holds less is of no use
 _CPU_TOKEN_BUDGET = 256
 _GPU_TOKEN_BUDGET = 8192
+_FP8_CAPABILITY = (8, 9)
 _LOGIT_COPIES = 4  # the sampler's passes over the logits, float32
 
 
@@ -74,16 +75,23 @@ def plan_memory(config: EngineConfig, checkpoint: Checkpoint) -> MemoryPlan:
     )
     ranks = config.tensor_parallel_size
     ranks_here = ranks if device == "cpu" else 1
+    if config.expert_parallel and model.num_experts == 1:
+        raise SettingsError(f"expert_parallel is for mixtures of experts; {model.family} has none")
     weights = ranks_here * weight_bytes(
-        checkpoint, dtype=dtype, num_ranks=ranks, quantization=quantization
+        checkpoint,
+        dtype=dtype,
+        num_ranks=ranks,
+        quantization=quantization,
+        expert_parallel=config.expert_parallel,
     )
-    workspace = ranks_here * _workspace(model, config, budget, dtype)
+    workspace = ranks_here * _workspace(model, config, budget, dtype, device, quantization)
     limit = int(_free_memory(config, device) * config.memory_fraction)
     wanted_len = _wanted_len(config, model)
     room = limit - weights - workspace
     block_bytes = _block_bytes(model, config, dtype, ranks_here)
-    if room < block_bytes * _blocks(min(_SHORTEST_LEN, wanted_len), config):
-        raise _too_big(config, weights, workspace, limit, device)
+    least_cache = block_bytes * _blocks(min(_SHORTEST_LEN, wanted_len), config)
+    if room < least_cache:
+        raise _too_big(config, quantization, weights, workspace, least_cache, limit, device)
     cache = _cache_bytes(config, device, room, block_bytes, wanted_len)
     num_blocks = cache // block_bytes
     max_model_len = min(wanted_len, num_blocks * config.block_size)
@@ -128,6 +136,10 @@ def _dtype(config: EngineConfig, device: str) -> torch.dtype:
 def _quantization(config: EngineConfig, device: str, dtype: torch.dtype) -> WeightFormat:
     if config.quantization == "none":
         return "none"
+    if config.quantization == "fp8":
+        if device == "cuda":
+            _check_gpu_fp8(config, dtype)
+        return "fp8"
     possible = device == "cpu" and dtype == torch.float32
     if config.quantization == "fp16" and not possible:
         name = str(dtype).removeprefix("torch.")
@@ -137,6 +149,19 @@ def _quantization(config: EngineConfig, device: str, dtype: torch.dtype) -> Weig
         )
     is_fast = platform.machine() in ("x86_64", "AMD64")
     return "fp16" if possible and (is_fast or config.quantization == "fp16") else "none"
+
+
+def _check_gpu_fp8(config: EngineConfig, dtype: torch.dtype) -> None:
+    if dtype != torch.bfloat16:
+        raise SettingsError("fp8 weights on a GPU need dtype bfloat16 (or auto), not float32")
+    for rank in range(config.tensor_parallel_size):
+        capability = torch.cuda.get_device_capability(rank)
+        if capability < _FP8_CAPABILITY:
+            raise SettingsError(
+                f"fp8 weights need GPUs that multiply 8-bit numbers (compute capability 8.9: Ada,"
+                f" Hopper or newer); {torch.cuda.get_device_name(rank)} has"
+                f" {capability[0]}.{capability[1]}. Use quantization none"
+            )
 
 
 def _threads(config: EngineConfig, ranks_here: int) -> int:
@@ -161,15 +186,30 @@ def _wanted_len(config: EngineConfig, model: ModelConfig) -> int:
     return config.max_model_len or longest
 
 
-def _workspace(model: ModelConfig, config: EngineConfig, budget: int, dtype: torch.dtype) -> int:
+def _workspace(
+    model: ModelConfig,
+    config: EngineConfig,
+    budget: int,
+    dtype: torch.dtype,
+    device: str,
+    quantization: WeightFormat,
+) -> int:
     """What a step of one rank holds at once, from above: the stream and its norm, queries, keys
-    and values and their mixture, the feed-forward layer of every expert a token reaches, and the
-    logits of all requests in the sampler."""
-    heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
-    ffn = model.top_k * (model.hidden_size + 3 * model.ffn_width)
-    elements = budget * (4 * model.hidden_size + (heads + ffn) // config.tensor_parallel_size)
+    and values and their mixture, the feed-forward layer of every expert a token reaches (its rows
+    in the order of experts, what comes of them, and that in the order of tokens), and the logits
+    of all requests in the sampler. With expert parallelism all tokens may go to one rank."""
+    ranks = config.tensor_parallel_size
+    heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim // ranks
+    width = model.ffn_width if config.expert_parallel else model.ffn_width // ranks
+    hidden_copies = 3 if model.num_experts > 1 else 1
+    ffn = model.top_k * (hidden_copies * model.hidden_size + 3 * width)
+    num_bytes = budget * (4 * model.hidden_size + heads + ffn) * dtype.itemsize
+    if quantization == "fp8":
+        num_bytes += budget * model.top_k * (model.hidden_size + width)  # the rows, in 8 bits
+        if device == "cpu":  # the largest matrix in float32
+            num_bytes += 4 * model.hidden_size * max(heads, 2 * width)
     sampled = min(budget, config.max_running_requests)
-    return elements * dtype.itemsize + _LOGIT_COPIES * sampled * model.vocab_size * 4
+    return num_bytes + _LOGIT_COPIES * sampled * model.vocab_size * 4
 
 
 def _blocks(num_tokens: int, config: EngineConfig) -> int:
@@ -209,21 +249,32 @@ def _cache_bytes(
 
 
 def _too_big(
-    config: EngineConfig, weights: int, workspace: int, limit: int, device: str
+    config: EngineConfig,
+    quantization: WeightFormat,
+    weights: int,
+    workspace: int,
+    least_cache: int,
+    limit: int,
+    device: str,
 ) -> MemoryPlanError:
     where = "this machine" if device == "cpu" else "each GPU"
-    advice = "free memory"
+    advice = ["free memory"]
+    needed_bytes = weights + workspace + least_cache
+    fraction = config.memory_fraction * needed_bytes / max(1, limit) + 0.005  # rounded up below
+    if config.memory_fraction < fraction <= MAX_MEMORY_FRACTION:
+        advice.append(f"set memory_fraction to {fraction:.2f}")
     if device == "cuda" and weights + workspace > limit > workspace:
         total = weights * config.tensor_parallel_size
         needed = -(-total // (limit - workspace))
-        advice = f"use at least {needed} such GPUs (tensor_parallel_size), a smaller model"
-    elif device == "cpu":
-        advice = "free memory, use a smaller model"
+        advice.append(f"use at least {needed} such GPUs (tensor_parallel_size)")
+        if quantization == "none":
+            advice.append("set quantization to fp8, which halves the weights")
     return MemoryPlanError(
         f"{config.model_id or config.model_path.name} needs {_gib(weights)} for weights and"
         f" {_gib(workspace)} for a step of tokens, with KV cache on top; {where} has {_gib(limit)}"
         f" for it (memory_fraction {config.memory_fraction:g} of what is free). To make it fit,"
-        f" {advice}, or lower step_token_budget and max_running_requests"
+        f" {', '.join(advice)}, use a smaller model, or lower step_token_budget and"
+        " max_running_requests"
     )
 
 
