@@ -12,13 +12,17 @@ from torch import Tensor
 
 from dropless.ops.activation import silu_mul
 from dropless.ops.attention import paged_attention
+from dropless.ops.fp8 import quantize_channels, quantize_tokens
+from dropless.ops.linear import linear
 from dropless.ops.moe import fused_experts, route
 from dropless.ops.norm import layer_norm, rms_norm
 from dropless.ops.registry import Op
 from dropless.ops.rope import rope_and_cache
 from tests.ops.paged import LAYOUTS, batch_of, empty_cache, filled_cache, tables
 
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}  # of ||a - b|| / ||b||
+# Allowed ||a - b|| / ||b||. In 8 bits, what lies between two numbers may fall to either of them.
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
+TOLERANCE_FP8 = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
 DEVICES = [
     "cpu",
     pytest.param(
@@ -54,6 +58,7 @@ class Case:
     name: str
     op: Op[..., Any]
     run: Callable[[Callable[..., Any], Maker], tuple[Tensor, ...]]
+    fp8: bool = False
 
 
 def norm_case(op: Op[..., Any], tokens: int, hidden: int, *, residual: bool) -> Case:
@@ -131,20 +136,50 @@ def route_case(tokens: int, experts: int, top_k: int, norm_p: float | None) -> C
     return Case(f"route-{tokens}x{experts}-top{top_k}-{norm_p}", route, run)
 
 
-def experts_case(tokens: int, experts: int, top_k: int) -> Case:
-    def run(version: Callable[..., Any], make: Maker) -> tuple[Tensor, ...]:
-        scores = torch.rand(tokens, experts, generator=make.generator)
-        weights, ids = scores.topk(top_k)
-        out = version(
-            make.normal(tokens, 48),
-            make.normal(experts, 2 * 40, 48, scale=0.2),
-            make.normal(experts, 40, 48, scale=0.2).transpose(1, 2),
-            make.cast(weights),
-            ids.to(make.device),
-        )
-        return (out,)
+def experts_case(
+    tokens: int, experts: int, top_k: int, *, elsewhere: int = 0, fp8: bool = False
+) -> Case:
+    """The first `elsewhere` experts and as many last ones are not here: as in expert parallelism,
+    some tokens have work for this rank and some have none."""
 
-    return Case(f"fused_experts-{tokens}x{experts}-top{top_k}", fused_experts, run)
+    def run(version: Callable[..., Any], make: Maker) -> tuple[Tensor, ...]:
+        scores = torch.rand(tokens, experts + 2 * elsewhere, generator=make.generator)
+        weights, ids = scores.topk(top_k)
+        x = make.normal(tokens, 48)
+        gate_up = make.normal(experts, 2 * 40, 48, scale=0.2)
+        down = make.normal(experts, 40, 48, scale=0.2).transpose(1, 2)
+        if elsewhere:
+            x[(ids < elsewhere).all(-1) | (ids >= experts + elsewhere).all(-1)] = torch.nan
+        held = [quantize_channels(part) if fp8 else part for part in (gate_up, down)]
+        return (version(x, *held, make.cast(weights), ids.to(make.device) - elsewhere),)
+
+    name = f"fused_experts-{tokens}x{experts}-top{top_k}-elsewhere-{elsewhere}-fp8-{fp8}"
+    return Case(name, fused_experts, run, fp8)
+
+
+def quantize_case(tokens: int, width: int) -> Case:
+    def run(version: Callable[..., Any], make: Maker) -> tuple[Tensor, ...]:
+        sizes = torch.tensor([1.0, 0.0, 64.0, 2.0**-100]).repeat(tokens)[:tokens, None]
+        x = make.normal(tokens, width) * make.cast(sizes)
+        x[4:5, width // 2] = torch.nan
+        values, scales = version(x)
+        assert (values.dtype, scales.dtype) == (torch.float8_e4m3fn, torch.float32)
+        return ((values.float() * scales[:, None]).to(x.dtype),)
+
+    return Case(f"quantize_tokens-{tokens}x{width}", quantize_tokens, run, fp8=True)
+
+
+def linear_case(tokens: int, inputs: int, outputs: int, *, fp8: bool, bias: bool = False) -> Case:
+    def run(version: Callable[..., Any], make: Maker) -> tuple[Tensor, ...]:
+        x, weight = make.normal(tokens, inputs), make.normal(outputs, inputs, scale=0.1)
+        x[1:2] = 0.0
+        if fp8:
+            x[2:3, 0] = torch.inf
+        held = quantize_channels(weight) if fp8 else weight
+        return (version(x, held, make.normal(outputs) if bias else None),)
+
+    name = f"linear-{tokens}x{inputs}x{outputs}-fp8-{fp8}-bias-{bias}"
+    return Case(name, linear, run, fp8)
 
 
 CASES = [
@@ -163,6 +198,13 @@ CASES = [
     route_case(40, 8, 2, 2.0),
     experts_case(1, 16, 4),
     experts_case(50, 8, 2),
+    experts_case(50, 4, 2, elsewhere=2),
+    *(experts_case(tokens, 16, 4, fp8=True) for tokens in (1, 50, 700)),
+    experts_case(50, 4, 2, elsewhere=2, fp8=True),
+    *(quantize_case(tokens, width) for tokens, width in ((1, 48), (50, 6144), (9, 37))),
+    *(linear_case(tokens, 96, 160, fp8=True) for tokens in (1, 3, 40, 300)),
+    linear_case(17, 45, 51, fp8=True, bias=True),
+    linear_case(17, 45, 51, fp8=False, bias=True),
 ]
 
 
@@ -185,4 +227,5 @@ def test_a_version_is_its_reference(case: Case, device: str, dtype: torch.dtype)
             assert got.shape == wanted.shape
             assert torch.equal(got.isnan(), wanted.isnan())  # caches: where nothing was written
             error = (got.float() - wanted).nan_to_num().norm() / wanted.nan_to_num().norm()
-            assert error <= TOLERANCE[dtype], f"{version}: {error:.2e}"
+            allowed = TOLERANCE_FP8 if case.fp8 else TOLERANCE
+            assert error <= allowed[dtype], f"{version}: {error:.2e}"
