@@ -43,24 +43,25 @@ class Rows:
     def bias(self) -> str:
         return self.name.removesuffix("weight") + "bias"
 
+    def read(
+        self, weights: Weights, columns: int, dtype: torch.dtype, start: int, length: int
+    ) -> Tensor:
+        """`length` of these rows, from the one at `start` on: [length, columns]."""
+        shape, begin = (self.stored or self.size, columns), self.start + start
+        return weights.read(self.name, shape, dtype=dtype, dim=0, start=begin, length=length)
+
 
 def column_parallel(
     weights: Weights, in_features: int, outputs: Sequence[Rows], *, bias: bool = False
 ) -> Linear:
     """Several outputs of one input as one matrix; each rank has its even part of every output."""
-    places = [weights.group.slice_of(rows.size, rows.name) for rows in outputs]
-    weight = weights.room((sum(size for _, size in places), in_features), weights.matrix_dtype)
+    dtype = weights.matrix_dtype
+    cuts = [weights.group.slice_of(rows.size, rows.name) for rows in outputs]
+    weight = weights.room((sum(size for _, size in cuts), in_features), dtype)
     begin = 0
-    for rows, (start, size) in zip(outputs, places, strict=True):
-        part = weights.read(
-            rows.name,
-            (rows.stored or rows.size, in_features),
-            dtype=weights.matrix_dtype,
-            dim=0,
-            start=rows.start + start,
-            length=size,
-        )
-        weights.put(part, weight[begin : begin + size])
+    for rows, (start, size) in zip(outputs, cuts, strict=True):
+        place = weight[begin : begin + size]
+        weights.put(rows.read(weights, in_features, dtype, start, size), place)
         begin += size
     biases = [weights.vector_part(rows.bias, rows.size) for rows in outputs] if bias else []
     return Linear(weights.pack(weight), torch.cat(biases) if biases else None)
@@ -80,8 +81,15 @@ class RowParallelLinear:
     ) -> None:
         start, size = weights.group.slice_of(in_features, name)
         weight = weights.room((out_features, size), weights.matrix_dtype)
-        shape, dtype = (out_features, in_features), weights.matrix_dtype
-        weights.put(weights.read(name, shape, dtype=dtype, dim=1, start=start, length=size), weight)
+        part = weights.read(
+            name,
+            (out_features, in_features),
+            dtype=weights.matrix_dtype,
+            dim=1,
+            start=start,
+            length=size,
+        )
+        weights.put(part, weight)
         self._linear = Linear(weights.pack(weight))
         bias_name = name.removesuffix("weight") + "bias"
         self._bias = weights.vector(bias_name, out_features) if bias else None

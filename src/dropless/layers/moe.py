@@ -74,14 +74,9 @@ def _read_experts(
     start, own = cut
     dtype = weights.dtype
 
-    def read(rows: Rows) -> Tensor:
-        shape = (rows.stored or rows.size, hidden)
-        begin = rows.start + start
-        return weights.read(rows.name, shape, dtype=dtype, dim=0, start=begin, length=own)
-
     def read_down(down: Rows | str) -> Tensor:
         if isinstance(down, Rows):
-            return read(down).T
+            return down.read(weights, hidden, dtype, start, own).T
         shape = (hidden, width)
         return weights.read(down, shape, dtype=dtype, dim=1, start=start, length=own)
 
@@ -89,7 +84,7 @@ def _read_experts(
     gate_up = weights.room((len(experts), 2 * own, hidden), dtype)
     down = weights.room((len(experts), hidden, own), dtype, lies_transposed=lies_transposed)
     for i, expert in enumerate(experts):
-        weights.put(read(expert.gate), gate_up[i][:own])
-        weights.put(read(expert.up), gate_up[i][own:])
+        weights.put(expert.gate.read(weights, hidden, dtype, start, own), gate_up[i][:own])
+        weights.put(expert.up.read(weights, hidden, dtype, start, own), gate_up[i][own:])
         weights.put(read_down(expert.down), down[i])
     return gate_up, down

@@ -62,7 +62,7 @@ def quantize_channels(weight: Tensor) -> Fp8Tensor:
 
 
 def quantize_into(quantized: Fp8Tensor, weight: Tensor) -> None:
-    """`quantize_channels` into place, which may be a part of a larger one. Takes about 350 MiB
+    """`quantize_channels` into place, which may be a part of a larger one. Takes up to 300 MiB
     meanwhile, however large the weight is."""
     rows = max(1, _PIECE_ELEMENTS * weight.shape[-2] // max(1, weight.numel()))
     for piece, values, scales in zip(
