@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from dropless.ops.norm import layer_norm, rms_norm
 from dropless.parallel.group import Group
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64)
@@ -28,6 +29,17 @@ def check_sums_are_the_same_bits_on_every_rank(group: Group) -> None:
         x = group.all_reduce(torch.randn(1, size, generator=generator))
         everyones = group.all_gather(x, 0)
         assert torch.equal(everyones, everyones[:1].expand_as(everyones))
+
+
+def check_sums_with_a_norm(group: Group) -> None:
+    everyones = torch.randn(group.size, 3, 8, generator=torch.Generator().manual_seed(1))
+    residual, weight = torch.full((3, 8), 0.5), torch.arange(8.0)
+    for norm in (layer_norm, rms_norm):
+        x = everyones[group.rank].clone()
+        normed, summed = group.all_reduce_norm(norm, x, residual, weight, 1e-5)
+        expected, stream = norm(everyones.sum(0), residual, weight, 1e-5)
+        torch.testing.assert_close(summed, stream)
+        torch.testing.assert_close(normed, expected)
 
 
 def check_gathering(group: Group) -> None:

@@ -10,7 +10,14 @@ from .team import Check, Team
 
 @pytest.mark.parametrize(
     "check",
-    [families.check_dbrx, families.check_llama, families.check_mixtral, families.check_qwen2],
+    [
+        families.check_dbrx,
+        families.check_llama,
+        families.check_mixtral,
+        families.check_qwen2,
+        families.check_fp8,
+        families.check_all_tokens_to_experts_of_the_last_rank,
+    ],
 )
 def test_two_ranks_compute_what_one_does(check: Check, teams: dict[int, Team]) -> None:
     teams[2].run(check)

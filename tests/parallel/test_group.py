@@ -25,6 +25,7 @@ from .team import CPU, Check, Team
     [
         checks.check_sums,
         checks.check_sums_are_the_same_bits_on_every_rank,
+        checks.check_sums_with_a_norm,
         checks.check_gathering,
         checks.check_broadcast,
     ],

@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,6 +23,13 @@ from torch._C._distributed_c10d import (
 )
 
 from dropless.errors import EngineError, SettingsError
+from dropless.ops.norm import layer_norm
+from dropless.ops.registry import Op
+
+if TYPE_CHECKING:
+    from dropless.parallel.one_shot import OneShot
+
+Norm: TypeAlias = Op[[Tensor, Tensor | None, Tensor, float], tuple[Tensor, Tensor]]
 
 _JOIN_TIMEOUT_S = 30.0  # all ranks are up when they join
 # A dead rank ends a collective at once. This is for one that lives but does not come: longer than
@@ -52,11 +60,19 @@ class Group:
     group, except for `abort`.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, backend: Any = None) -> None:
+    def __init__(
+        self,
+        rank: int = 0,
+        size: int = 1,
+        backend: Any = None,
+        one_shot: OneShot | None = None,
+    ) -> None:
         """`backend` is a connected ProcessGroupGloo or ProcessGroupNCCL, whose methods PyTorch's
-        types do not show (`Group.join`). None: nothing is exchanged, as in a group of one."""
+        types do not show (`Group.join`). None: nothing is exchanged, as in a group of one.
+        `one_shot` sums what is small on GPUs, where it can."""
         self.rank = rank
         self.size = size
+        self.one_shot = one_shot
         self._backend = backend
 
     @classmethod
@@ -86,6 +102,8 @@ class Group:
             backend = connect(store, rank, size, join_timeout)
             group = cls(rank, size, backend)
             group.all_reduce(torch.zeros(1, device=device)).item()  # NCCL connects at its first
+            if device.type == "cuda":
+                group.one_shot = _connect_one_shot(store, rank, size, device, timeout_s)
             backend._set_default_timeout(timedelta(seconds=timeout_s))
             store.set_timeout(timedelta(seconds=_AFTERLIFE_S))
         except (RuntimeError, PeersLostError) as error:
@@ -104,11 +122,27 @@ class Group:
         if self._backend is None:
             return x
         x = x.contiguous()
+        if self.one_shot is not None and self.one_shot.takes(x):
+            return self.one_shot.all_reduce(x)
         options = AllreduceOptions()
         options.asyncOp = False  # a GPU runs it on the current stream
         with self._naming_lost_peers():
             _wait(self._backend.allreduce([x], options))
         return x
+
+    def all_reduce_norm(
+        self, norm: Norm, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """`norm(all_reduce(x), residual, weight, eps)`, with `layer_norm` or `rms_norm`: in one
+        kernel if it can be. May or may not change `x`.
+
+        Raises:
+            PeersLostError: another rank is gone or did not come in time.
+        """
+        if self.one_shot is None or not self.one_shot.takes_rows(x):
+            return norm(self.all_reduce(x), residual, weight, eps)
+        x, residual = x.contiguous(), residual.contiguous()
+        return self.one_shot.all_reduce_norm(x, residual, weight, eps, centred=norm is layer_norm)
 
     def all_gather(self, x: Tensor, dim: int = -1) -> Tensor:
         """Every rank's `x`, concatenated along `dim` in rank order.
@@ -163,14 +197,19 @@ class Group:
         Raises:
             PeersLostError: a collective failed since the group was joined.
         """
-        if self._backend is None or self._backend.name() != "nccl":
+        if self._backend is None:
             return
-        if self._backend.get_error() != ErrorType.SUCCESS:
+        nccl_failed = (
+            self._backend.name() == "nccl" and self._backend.get_error() != ErrorType.SUCCESS
+        )
+        if nccl_failed or (self.one_shot is not None and self.one_shot.is_broken):
             raise self._lost()
 
     def abort(self) -> None:
         """Disconnect from the others. Any thread may call it. On a GPU it ends a collective in
         progress; on a CPU one ends when the other rank's process does."""
+        if self.one_shot is not None:
+            self.one_shot.abort()
         if self._backend is not None:
             self._backend.abort()
 
@@ -210,3 +249,13 @@ def _connect_gpus(store: Store, rank: int, size: int, timeout: timedelta) -> Any
     options = ProcessGroupNCCL.Options()
     options._timeout = timeout
     return ProcessGroupNCCL(store, rank, size, options)
+
+
+def _connect_one_shot(
+    store: Store, rank: int, size: int, device: torch.device, timeout_s: float
+) -> OneShot | None:
+    if find_spec("triton") is None:
+        return None
+    from dropless.parallel.one_shot import OneShot
+
+    return OneShot.connect(rank, size, device, store, timeout_s)
