@@ -73,7 +73,7 @@ class Group:
         self.rank = rank
         self.size = size
         self.one_shot = one_shot
-        self._backend = backend
+        self.backend = backend
 
     @classmethod
     def join(
@@ -119,7 +119,7 @@ class Group:
         Raises:
             PeersLostError: another rank is gone or did not come in time.
         """
-        if self._backend is None:
+        if self.backend is None:
             return x
         x = x.contiguous()
         if self.one_shot is not None and self.one_shot.takes(x):
@@ -127,7 +127,7 @@ class Group:
         options = AllreduceOptions()
         options.asyncOp = False  # a GPU runs it on the current stream
         with self._naming_lost_peers():
-            _wait(self._backend.allreduce([x], options))
+            _wait(self.backend.allreduce([x], options))
         return x
 
     def all_reduce_norm(
@@ -150,14 +150,14 @@ class Group:
         Raises:
             PeersLostError: another rank is gone or did not come in time.
         """
-        if self._backend is None:
+        if self.backend is None:
             return x
         x = x.contiguous()
         stacked = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
         options = AllgatherOptions()
         options.asyncOp = False
         with self._naming_lost_peers():
-            _wait(self._backend._allgather_base(stacked, x, options))
+            _wait(self.backend._allgather_base(stacked, x, options))
         return stacked if dim == 0 else torch.cat(stacked.chunk(self.size), dim)
 
     def broadcast(self, x: Tensor) -> Tensor:
@@ -166,14 +166,14 @@ class Group:
         Raises:
             PeersLostError: another rank is gone or did not come in time.
         """
-        if self._backend is None:
+        if self.backend is None:
             return x
         x = x.contiguous()
         options = BroadcastOptions()
         options.rootRank = 0
         options.asyncOp = False
         with self._naming_lost_peers():
-            _wait(self._backend.broadcast([x], options))
+            _wait(self.backend.broadcast([x], options))
         return x
 
     def slice_of(self, size: int, what: str) -> tuple[int, int]:
@@ -197,10 +197,10 @@ class Group:
         Raises:
             PeersLostError: a collective failed since the group was joined.
         """
-        if self._backend is None:
+        if self.backend is None:
             return
         nccl_failed = (
-            self._backend.name() == "nccl" and self._backend.get_error() != ErrorType.SUCCESS
+            self.backend.name() == "nccl" and self.backend.get_error() != ErrorType.SUCCESS
         )
         if nccl_failed or (self.one_shot is not None and self.one_shot.is_broken):
             raise self._lost()
@@ -210,8 +210,8 @@ class Group:
         progress; on a CPU one ends when the other rank's process does."""
         if self.one_shot is not None:
             self.one_shot.abort()
-        if self._backend is not None:
-            self._backend.abort()
+        if self.backend is not None:
+            self.backend.abort()
 
     @contextmanager
     def _naming_lost_peers(self) -> Iterator[None]:

@@ -30,7 +30,7 @@ class OneShot:
         """`memory` holds `ARENA_BYTES` a rank. A rank that does not come is waited for at least
         `timeout_s`."""
         self._memory = memory
-        self._ring = Ring(
+        self.ring = Ring(
             arenas=memory.addresses,
             own=memory.addresses[rank],
             broken=torch.zeros(1, dtype=torch.int32, pin_memory=True),
@@ -58,20 +58,20 @@ class OneShot:
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of every rank's contiguous `x`, in place: added in float32 in rank order, rounded
         once, the same bits on every rank."""
-        return all_reduce_(x, self._ring)
+        return all_reduce_(x, self.ring)
 
     def all_reduce_norm(
         self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, centred: bool
     ) -> tuple[Tensor, Tensor]:
         """What `layer_norm` (`centred`) or `rms_norm` returns for `all_reduce(x)`. Contiguous."""
-        return all_reduce_norm(x, residual, weight, eps, self._ring, centred=centred)
+        return all_reduce_norm(x, residual, weight, eps, self.ring, centred=centred)
 
     @property
     def is_broken(self) -> bool:
         """Whether a kernel has stopped waiting for the others. Ask when the device is done."""
-        return bool(self._ring.broken.item())
+        return bool(self.ring.broken.item())
 
     def abort(self) -> None:
         """Kernels that wait for other ranks stop waiting within a millisecond or so, and all that
         follow. Any thread may call it."""
-        self._ring.broken.fill_(1)
+        self.ring.broken.fill_(1)

@@ -10,7 +10,8 @@ import ctypes
 import logging
 import pickle
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -84,8 +85,7 @@ def _exchange(store: Store, what: str, rank: int, size: int, value: Any) -> list
 def _allocate(nbytes: int, device: torch.device) -> tuple[int, bytes]:
     """Address and handle of new memory, an allocation of its own: a handle opens all of one."""
     address, handle = ctypes.c_uint64(), _Handle()
-    with torch.cuda.device(device):
-        torch.cuda.synchronize()  # makes the device's context the current one
+    with _idle(device):
         _call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(nbytes))
         _call("cuMemsetD8_v2", address, ctypes.c_ubyte(0), ctypes.c_size_t(nbytes))
         torch.cuda.synchronize()
@@ -101,7 +101,7 @@ def _open(device: torch.device, peer: int, offer: tuple[int, bytes] | None) -> i
     if not _reaches(device.index, their_index):
         raise _UnreachableError(f"no link with atomics (NVLink) to GPU {their_index}, rank {peer}")
     address = ctypes.c_uint64()
-    with torch.cuda.device(device):
+    with _idle(device):
         _call(
             "cuIpcOpenMemHandle_v2",
             ctypes.byref(address),
@@ -122,13 +122,20 @@ def _reaches(index: int, peer: int) -> bool:
 
 
 def _release(device: torch.device, rank: int, addresses: tuple[int, ...]) -> None:
-    with torch.cuda.device(device):
+    # What fails here does so because the context is broken, and that takes its memory along.
+    with suppress(RuntimeError, _UnreachableError), _idle(device):
         for owner, address in enumerate(addresses):
-            if address == 0:
-                continue
-            name = "cuMemFree_v2" if owner == rank else "cuIpcCloseMemHandle"
-            with suppress(_UnreachableError):  # a broken context takes its memory along
+            if address != 0:
+                name = "cuMemFree_v2" if owner == rank else "cuIpcCloseMemHandle"
                 _call(name, ctypes.c_uint64(address))
+
+
+@contextmanager
+def _idle(device: torch.device) -> Iterator[None]:
+    """All work on the device is done, and its context is this thread's, as the driver wants."""
+    with torch.cuda.device(device):
+        torch.cuda.synchronize()
+        yield
 
 
 @cache

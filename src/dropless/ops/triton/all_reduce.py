@@ -109,8 +109,8 @@ def _wait(count_ptr, goal, broken_ptr, patience):
     count = tl.atomic_add(count_ptr, 0, sem="acquire", scope="sys")
     while (count < goal) & (polls < patience):
         polls += 1
-        if tl.load(broken_ptr, polls % _LOOK_UP == 0, 0, volatile=True) != 0:
-            polls = patience
+        broken = tl.load(broken_ptr, polls % _LOOK_UP == 0, 0, volatile=True)
+        polls = tl.where(broken != 0, patience, polls)
         count = tl.atomic_add(count_ptr, 0, sem="acquire", scope="sys")
     return count
 
