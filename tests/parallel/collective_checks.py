@@ -69,6 +69,22 @@ def check_broadcast(group: Group) -> None:
         assert group.broadcast(ids).tolist() == [7]
 
 
+def check_on_gpus(group: Group) -> None:
+    """Both ways of summing there are on GPUs, and a broadcast in a graph that is replayed."""
+    with torch.device("cuda", torch.cuda.current_device()):
+        check_sums(group)
+        check_broadcast(group)
+        ids = torch.zeros(4, dtype=torch.int64)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            group.broadcast(ids)
+        for step in range(3):
+            ids.fill_(10 * step + group.rank)
+            graph.replay()
+            assert ids.tolist() == [10 * step] * 4
+    group.check()
+
+
 def rank_1_fails(group: Group) -> None:
     if group.rank == 1:
         raise ZeroDivisionError("rank 1 has a bug")

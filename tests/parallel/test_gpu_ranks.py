@@ -15,6 +15,9 @@ from dropless import LLM, SamplingParams
 from dropless.checkpoints.writer import write_tiny_dbrx
 from dropless.errors import EngineError
 
+from . import collective_checks
+from .team import Team
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
@@ -37,6 +40,12 @@ def test_two_gpus_give_the_tokens_of_one_and_a_killed_rank_is_an_error(tmp_path:
         with pytest.raises(EngineError, match=rf"rank 1 \(process {rank_1}\) was killed"):
             generate_without_end(on_two)
         assert time.monotonic() - started < 5.0
+
+
+def test_ranks_on_two_gpus_sum_and_broadcast() -> None:
+    with Team(2, on_gpus=True) as team:
+        assert team.group.one_shot is not None, "GPUs with NVLink sum in one kernel"
+        team.run(collective_checks.check_on_gpus)
 
 
 def generate_without_end(llm: LLM) -> None:
