@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dropless.ops.attention import PagedBatch, paged_attention
+from dropless.ops.triton.launch import after_previous, early_launch
 
 _PROGRAMS = 264  # wanted at once: two for each multiprocessor of a Hopper GPU
 _MAX_SPLITS = 16
@@ -17,15 +18,17 @@ _DECODE_KEYS = 64  # of one iteration
 _QUERIES, _CHUNK_KEYS = 64, 64  # of one tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def _decode_kernel(
     q_ptr, k_ptr, v_ptr, tables_ptr, seq_lens_ptr, out_ptr, lse_ptr, scale,
     q_stride, table_stride, num_kv_heads,
     GROUP: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """All query heads of one key head, over one part of a sequence's keys: the weighted mean of
     the part's values and the logarithm of its sum of weights."""
+    after_previous(EARLY)
     sequence, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(seq_lens_ptr + sequence)
     part = tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS
@@ -65,9 +68,11 @@ def _decode_kernel(
 
 @triton.jit
 def _merge_kernel(
-    parts_ptr, lse_ptr, out_ptr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, SPLITS: tl.constexpr
-):
+    parts_ptr, lse_ptr, out_ptr,
+    HEAD_DIM: tl.constexpr, DIM: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
     """One head of one sequence a program."""
+    after_previous(EARLY)
     head = tl.program_id(0).to(tl.int64)
     splits, dims = tl.arange(0, SPLITS), tl.arange(0, DIM)
     lse = tl.load(lse_ptr + head * SPLITS + splits)
@@ -78,14 +83,16 @@ def _merge_kernel(
     tl.store(out_ptr + head * HEAD_DIM + dims, merged, dims < HEAD_DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def _chunk_kernel(
     q_ptr, k_ptr, v_ptr, tables_ptr, tiles_ptr, query_start_ptr, seq_lens_ptr, out_ptr, scale,
     q_stride, table_stride, num_heads, num_kv_heads,
     HEAD_DIM: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """One head of one tile of a sequence's queries."""
+    after_previous(EARLY)
     sequence = tl.load(tiles_ptr + 2 * tl.program_id(0))
     tile = tl.load(tiles_ptr + 2 * tl.program_id(0) + 1)
     head = tl.program_id(1)
@@ -162,12 +169,13 @@ def _decode(
         q.stride(0), batch.block_tables.stride(0), num_kv_heads,
         GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), HEAD_DIM=head_dim,
         DIM=max(16, dim), BLOCK_SIZE=block_size, KEYS=_DECODE_KEYS, SPLITS=splits,
-        PRECISION=_precision(q), num_warps=4, num_stages=3,
+        PRECISION=_precision(q), num_warps=4, num_stages=3, **early_launch(q),
     )  # fmt: skip
     if splits > 1:
         _merge_kernel[(batch.num_decodes * num_heads,)](
-            parts, lse, out, HEAD_DIM=head_dim, DIM=dim, SPLITS=splits, num_warps=1
-        )
+            parts, lse, out, HEAD_DIM=head_dim, DIM=dim, SPLITS=splits, num_warps=1,
+            **early_launch(q),
+        )  # fmt: skip
 
 
 def _attend_chunks(
@@ -181,6 +189,7 @@ def _attend_chunks(
         scale, q.stride(0), batch.block_tables.stride(0), num_heads, num_kv_heads,
         HEAD_DIM=head_dim, DIM=max(16, triton.next_power_of_2(head_dim)), BLOCK_SIZE=block_size,
         QUERIES=_QUERIES, KEYS=_CHUNK_KEYS, PRECISION=_precision(q), num_warps=4, num_stages=2,
+        **early_launch(q),
     )  # fmt: skip
 
 

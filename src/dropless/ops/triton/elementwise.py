@@ -10,6 +10,7 @@ from torch import Tensor
 from dropless.ops.activation import silu_mul
 from dropless.ops.norm import layer_norm, rms_norm
 from dropless.ops.rope import rope_and_cache
+from dropless.ops.triton.launch import after_previous, early_launch
 
 _COLUMNS = 1024  # of the activation, for one program
 
@@ -17,9 +18,10 @@ _COLUMNS = 1024  # of the activation, for one program
 @triton.jit
 def _norm_kernel(
     x_ptr, residual_ptr, weight_ptr, normed_ptr, summed_ptr, hidden, eps,
-    HAS_RESIDUAL: tl.constexpr, CENTRED: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, CENTRED: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One token a program."""
+    after_previous(EARLY)
     row = tl.program_id(0).to(tl.int64) * hidden
     columns = tl.arange(0, BLOCK)
     inside = columns < hidden
@@ -46,7 +48,7 @@ def _norm(
     _norm_kernel[(num_tokens,)](
         x, x if residual is None else residual.contiguous(), weight, normed, summed, hidden, eps,
         HAS_RESIDUAL=residual is not None, CENTRED=centred, BLOCK=block,
-        num_warps=max(1, min(16, block // 512)),
+        num_warps=max(1, min(16, block // 512)), **early_launch(x),
     )  # fmt: skip
     return normed, summed
 
@@ -69,9 +71,10 @@ def layer_norm_cuda(
 def _rope_kernel(
     qkv_ptr, rotary_ptr, k_ptr, v_ptr, slots_ptr, q_ptr, clip,
     num_heads, num_kv_heads,
-    HEAD_DIM: tl.constexpr, HALF: tl.constexpr, HAS_CLIP: tl.constexpr,
+    HEAD_DIM: tl.constexpr, HALF: tl.constexpr, HAS_CLIP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One head of one token a program: query heads, then key heads, then value heads."""
+    after_previous(EARLY)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     columns = tl.arange(0, HALF)
@@ -118,13 +121,14 @@ def rope_and_cache_cuda(
         qkv.contiguous(), rotary, k_cache, v_cache, slot_mapping, q, clip or 0.0,
         num_heads, num_kv_heads,
         HEAD_DIM=head_dim, HALF=triton.next_power_of_2(head_dim // 2), HAS_CLIP=clip is not None,
-        num_warps=1,
+        num_warps=1, **early_launch(qkv),
     )  # fmt: skip
     return q
 
 
 @triton.jit
-def _silu_mul_kernel(gate_up_ptr, out_ptr, width, BLOCK: tl.constexpr):
+def _silu_mul_kernel(gate_up_ptr, out_ptr, width, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    after_previous(EARLY)
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < width
@@ -138,6 +142,6 @@ def silu_mul_cuda(gate_up: Tensor) -> Tensor:
     num_tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(num_tokens, width)
     _silu_mul_kernel[(num_tokens, triton.cdiv(width, _COLUMNS))](
-        gate_up.contiguous(), out, width, BLOCK=_COLUMNS, num_warps=4
+        gate_up.contiguous(), out, width, BLOCK=_COLUMNS, num_warps=4, **early_launch(gate_up)
     )
     return out

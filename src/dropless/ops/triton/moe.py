@@ -1,9 +1,7 @@
 """The experts as one grouped product each way: no token waits for another expert's, none is
-padded to a capacity."""
+padded to a capacity. Three regimes by the number of tokens, see `fused_experts_cuda`."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -11,173 +9,202 @@ import triton.language as tl
 from torch import Tensor
 
 from dropless.ops.activation import silu_mul
+from dropless.ops.fp8 import Fp8Tensor, quantize_tokens
 from dropless.ops.moe import fused_experts
+from dropless.ops.triton.fp8 import factors
+from dropless.ops.triton.grouping import Grouping, find_tile, group_pairs, num_tiles, padded
+from dropless.ops.triton.launch import after_previous, early_launch
+from dropless.ops.triton.moe_pairs import down_by_pairs, gate_up_by_pairs
+from dropless.ops.triton.tiles import Tile, tile_for
 
+_PAIRS = 16  # up to so many pairs each reads its expert's weights (16 bits) for itself
 # Above so many tokens PyTorch's CUTLASS product is faster: arithmetic is the limit there.
-_GROUPED_MM_TOKENS = 512
-
-
-@triton.jit
-def _find_tile(offsets_ptr, tile, EXPERTS: tl.constexpr, ROWS: tl.constexpr):
-    """Which expert a tile belongs to, its first row, and the end of the expert's rows. The expert
-    is EXPERTS for a tile too many."""
-    experts = tl.arange(0, EXPERTS)
-    starts = tl.load(offsets_ptr + experts)
-    counts = tl.load(offsets_ptr + experts + 1) - starts
-    tiles_before = tl.cumsum(tl.cdiv(counts, ROWS), 0)
-    expert = tl.sum((tiles_before <= tile).to(tl.int32), 0)
-    is_it = experts == expert
-    own_before = tl.sum(tl.where(is_it, tiles_before - tl.cdiv(counts, ROWS), 0), 0)
-    start = tl.sum(tl.where(is_it, starts, 0), 0)
-    stop = start + tl.sum(tl.where(is_it, counts, 0), 0)
-    return expert, start + (tile - own_before) * ROWS, stop
+CUTLASS_TOKENS = 512
+_COMBINE_COLUMNS = 1024
 
 
 @triton.jit
 def _gate_up_kernel(
-    x_ptr, weight_ptr, pairs_ptr, offsets_ptr, out_ptr, hidden, width, num_experts, top_k,
+    x_ptr, x_scales_ptr, weight_ptr, scales_ptr, pairs_ptr, offsets_ptr, out_ptr,
+    hidden, width, num_experts, top_k,
     EXPERTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    PRECISION: tl.constexpr,
+    SCALED: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """A tile of silu(gate x) * (up x): gate and up share the loads of x."""
-    expert, first_row, stop = _find_tile(offsets_ptr, tl.program_id(0), EXPERTS, ROWS)
+    """A tile of silu(gate x) * (up x): gate and up share the loads of x. The weights are the left
+    factor, for matrix units want 64 rows there and need but 8 columns on the right."""
+    after_previous(EARLY)
+    expert, first_row, stop = find_tile(offsets_ptr, tl.program_id(0), EXPERTS, ROWS)
     if expert >= num_experts:
         return
     rows = first_row + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     tokens = tl.load(pairs_ptr + rows, rows < stop, 0) // top_k
-    weights = weight_ptr + expert.to(tl.int64) * 2 * width * hidden
-    gate = tl.zeros([ROWS, COLUMNS], tl.float32)
-    up = tl.zeros([ROWS, COLUMNS], tl.float32)
+    x_at = x_ptr + tokens[None, :].to(tl.int64) * hidden
+    at = weight_ptr + (expert.to(tl.int64) * 2 * width + columns[:, None]) * hidden
+    gate = tl.zeros([COLUMNS, ROWS], tl.float32)
+    up = tl.zeros([COLUMNS, ROWS], tl.float32)
     for begin in range(0, hidden, DEPTH):
         depth = begin + tl.arange(0, DEPTH)
-        x = tl.load(
-            x_ptr + tokens[:, None] * hidden + depth[None, :],
-            (rows[:, None] < stop) & (depth[None, :] < hidden), 0.0,
-        )  # fmt: skip
-        at = weights + columns[None, :].to(tl.int64) * hidden + depth[:, None]
-        there = (columns[None, :] < width) & (depth[:, None] < hidden)
-        gate += tl.dot(x, tl.load(at, there, 0.0), input_precision=PRECISION)
-        up += tl.dot(x, tl.load(at + width * hidden, there, 0.0), input_precision=PRECISION)
+        x = tl.load(x_at + depth[:, None], (rows[None, :] < stop) & (depth[:, None] < hidden), 0.0)
+        there = (columns[:, None] < width) & (depth[None, :] < hidden)
+        w = tl.load(at + depth[None, :], there, 0.0)
+        gate = tl.dot(w, x, gate, input_precision=PRECISION)
+        w = tl.load(at + width * hidden + depth[None, :], there, 0.0)
+        up = tl.dot(w, x, up, input_precision=PRECISION)
+    if SCALED:
+        x_scales = tl.load(x_scales_ptr + tokens)[None, :]
+        scale_at = scales_ptr + expert * 2 * width + columns
+        gate *= tl.load(scale_at, columns < width, 0.0)[:, None] * x_scales
+        up *= tl.load(scale_at + width, columns < width, 0.0)[:, None] * x_scales
     made = gate * tl.sigmoid(gate) * up
-    out_at = rows[:, None].to(tl.int64) * width + columns[None, :]
-    tl.store(out_ptr + out_at, made, (rows[:, None] < stop) & (columns[None, :] < width))
+    out_at = rows[None, :].to(tl.int64) * width + columns[:, None]
+    tl.store(out_ptr + out_at, made, (rows[None, :] < stop) & (columns[:, None] < width))
 
 
 @triton.jit
 def _down_kernel(
-    made_ptr, weight_ptr, pairs_ptr, offsets_ptr, topk_weights_ptr, out_ptr,
+    made_ptr, made_scales_ptr, weight_ptr, scales_ptr, pairs_ptr, offsets_ptr, out_ptr,
     hidden, width, num_experts, expert_stride, out_stride, in_stride,
     EXPERTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    PRECISION: tl.constexpr,
+    SCALED: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """A tile of down @ made, times the router's weight, at the place of its (token, choice)."""
-    expert, first_row, stop = _find_tile(offsets_ptr, tl.program_id(0), EXPERTS, ROWS)
+    """A tile of down @ made, at the place of its pair."""
+    after_previous(EARLY)
+    expert, first_row, stop = find_tile(offsets_ptr, tl.program_id(0), EXPERTS, ROWS)
     if expert >= num_experts:
         return
     rows = first_row + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    weights = weight_ptr + expert.to(tl.int64) * expert_stride
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    made_at = made_ptr + rows[None, :].to(tl.int64) * width
+    at = weight_ptr + expert.to(tl.int64) * expert_stride
+    at += columns[:, None].to(tl.int64) * out_stride
+    total = tl.zeros([COLUMNS, ROWS], tl.float32)
     for begin in range(0, width, DEPTH):
         depth = begin + tl.arange(0, DEPTH)
-        made = tl.load(
-            made_ptr + rows[:, None].to(tl.int64) * width + depth[None, :],
-            (rows[:, None] < stop) & (depth[None, :] < width), 0.0,
-        )  # fmt: skip
-        at = weights + columns[None, :].to(tl.int64) * out_stride
-        w = tl.load(
-            at + depth[:, None].to(tl.int64) * in_stride,
-            (columns[None, :] < hidden) & (depth[:, None] < width), 0.0,
-        )  # fmt: skip
-        total += tl.dot(made, w, input_precision=PRECISION)
-    pairs = tl.load(pairs_ptr + rows, rows < stop, 0)
-    total *= tl.load(topk_weights_ptr + pairs, rows < stop, 0.0).to(tl.float32)[:, None]
-    inside = (rows[:, None] < stop) & (columns[None, :] < hidden)
-    tl.store(out_ptr + pairs[:, None] * hidden + columns[None, :], total, inside)
+        inside = (rows[None, :] < stop) & (depth[:, None] < width)
+        made = tl.load(made_at + depth[:, None], inside, 0.0)
+        there = (columns[:, None] < hidden) & (depth[None, :] < width)
+        w = tl.load(at + depth[None, :].to(tl.int64) * in_stride, there, 0.0)
+        total = tl.dot(w, made, total, input_precision=PRECISION)
+    if SCALED:
+        made_scales = tl.load(made_scales_ptr + rows, rows < stop, 0.0)
+        scales = tl.load(scales_ptr + expert * hidden + columns, columns < hidden, 0.0)
+        total *= scales[:, None] * made_scales[None, :]
+    pairs = tl.load(pairs_ptr + rows, rows < stop, 0).to(tl.int64)
+    inside = (rows[None, :] < stop) & (columns[:, None] < hidden)
+    tl.store(out_ptr + pairs[None, :] * hidden + columns[:, None], total, inside)
 
 
-@dataclass(frozen=True, slots=True)
-class _Grouping:
-    """(token, choice) pairs in the order of their experts."""
-
-    pairs: Tensor  # [T * top_k] int64: token * top_k + choice
-    offsets: Tensor  # [experts + 1] int32: where each expert's pairs begin
-
-
-def _group(topk_ids: Tensor, num_experts: int) -> _Grouping:
-    experts, pairs = topk_ids.flatten().sort(stable=True)
-    bounds = torch.arange(num_experts + 1, device=topk_ids.device)
-    return _Grouping(pairs, torch.searchsorted(experts, bounds, out_int32=True))
+@triton.jit
+def _combine_kernel(
+    made_ptr, places_ptr, topk_weights_ptr, ids_ptr, out_ptr, hidden, num_experts,
+    TOP_K: tl.constexpr, PLACED: tl.constexpr, COLUMNS: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """The weighted sum of what a token's experts made."""
+    after_previous(EARLY)
+    token = tl.program_id(0)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros([COLUMNS], tl.float32)
+    for choice in tl.static_range(TOP_K):
+        pair = token * TOP_K + choice
+        expert = tl.load(ids_ptr + pair)
+        is_here = (expert >= 0) & (expert < num_experts)
+        row = tl.load(places_ptr + pair) if PLACED else pair
+        at = made_ptr + row.to(tl.int64) * hidden + columns
+        made = tl.load(at, (columns < hidden) & is_here, 0.0).to(tl.float32)
+        total += made * tl.load(topk_weights_ptr + pair).to(tl.float32)
+    tl.store(out_ptr + token.to(tl.int64) * hidden + columns, total, columns < hidden)
 
 
 @fused_experts.register("cuda")
 def fused_experts_cuda(
-    x: Tensor, gate_up: Tensor, down: Tensor, topk_weights: Tensor, topk_ids: Tensor
+    x: Tensor,
+    gate_up: Tensor | Fp8Tensor,
+    down: Tensor | Fp8Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
 ) -> Tensor:
-    x = x.contiguous()
-    num_tokens, hidden = x.shape
-    top_k = topk_ids.shape[1]
-    grouping = _group(topk_ids, len(gate_up))
-    topk_weights = topk_weights.contiguous()
-    if num_tokens > _GROUPED_MM_TOKENS and x.dtype == torch.bfloat16:
-        pairs = _by_grouped_mm(x, gate_up, down, topk_weights, grouping)
+    """One or a few tokens: no grouping. Up to a few hundred: tiles, each weight read once. Beyond:
+    grouped products at the speed of the matrix units."""
+    x, topk_ids, topk_weights = x.contiguous(), topk_ids.contiguous(), topk_weights.contiguous()
+    num_experts = down.shape[0]
+    places = None
+    if topk_ids.numel() <= _PAIRS and isinstance(gate_up, Tensor) and isinstance(down, Tensor):
+        made = gate_up_by_pairs(x, gate_up, topk_ids)
+        out = down_by_pairs(made, down, topk_ids)
+    elif len(x) <= CUTLASS_TOKENS or x.dtype == torch.float32:
+        grouping = group_pairs(topk_ids, num_experts)
+        pairs = topk_ids.numel()
+        made = gate_up_by_tiles(x, gate_up, grouping, _tile("gate_up", gate_up, pairs))
+        out = down_by_tiles(made, down, grouping, _tile("down", down, pairs))
     else:
-        pairs = _by_tiles(x, gate_up, down, topk_weights, grouping)
-    return pairs.view(num_tokens, top_k, hidden).sum(1, dtype=torch.float32).to(x.dtype)
+        grouping = group_pairs(topk_ids, num_experts)
+        places = grouping.places()
+        rows = x[grouping.pairs // topk_ids.shape[1]]
+        out = _grouped_product(silu_mul(_grouped_product(rows, gate_up, grouping)), down, grouping)
+    return _combine(out, places, topk_weights, topk_ids, num_experts)
 
 
-def _by_tiles(
-    x: Tensor, gate_up: Tensor, down: Tensor, topk_weights: Tensor, grouping: _Grouping
+def _tile(op: str, weight: Tensor | Fp8Tensor, num_pairs: int) -> Tile:
+    tile = tile_for(op, weight, num_pairs)
+    assert tile is not None  # PyTorch has no product of this kind
+    return tile
+
+
+def gate_up_by_tiles(
+    x: Tensor, gate_up: Tensor | Fp8Tensor, grouping: Grouping, tile: Tile
 ) -> Tensor:
-    """What each pair's expert made, weighted: [pairs, hidden] float32."""
-    num_experts, hidden, width = down.shape
-    num_pairs, top_k = len(grouping.pairs), topk_weights.shape[1]
-    rows = _rows_of_tile(num_pairs, num_experts)
-    tiles = min(num_pairs, triton.cdiv(num_pairs, rows) + num_experts)
+    """silu(gate x) * (up x) of the grouped pairs: [pairs, width]."""
+    num_experts, width, hidden = gate_up.shape[0], gate_up.shape[1] // 2, gate_up.shape[2]
+    num_pairs = len(grouping.pairs)
     made = x.new_empty(num_pairs, width)
-    wide = x.dtype == torch.float32
-    shared = {
-        "EXPERTS": triton.next_power_of_2(num_experts),
-        "ROWS": rows,
-        "PRECISION": "ieee" if wide else "tf32",
-        "num_warps": 4,
-        "num_stages": 2 if wide else 4,
-    }
-    # Measured on an H100, DBRX's experts cut to width 1344: 85 to 97 % of the memory's speed.
-    gate_up_columns, gate_up_depth = 64, 32 if wide else 128 if rows <= 64 else 64
-    down_columns, down_depth = (64, 32) if wide else (128, 64)
-    offsets = torch.nn.functional.pad(
-        grouping.offsets, (0, shared["EXPERTS"] - num_experts), value=num_pairs
-    )
-    _gate_up_kernel[(tiles, triton.cdiv(width, gate_up_columns))](
-        x, gate_up, grouping.pairs, offsets, made, hidden, width, num_experts, top_k,
-        COLUMNS=gate_up_columns, DEPTH=gate_up_depth, **shared,
+    values, x_scales, weights, scales = factors(x, gate_up)
+    grid = (num_tiles(num_pairs, num_experts, tile.rows), triton.cdiv(width, tile.columns))
+    _gate_up_kernel[grid](
+        values, x_scales, weights, scales, grouping.pairs, grouping.offsets, made,
+        hidden, width, num_experts, num_pairs // len(x), EXPERTS=padded(num_experts),
+        SCALED=isinstance(gate_up, Fp8Tensor), **tile.arguments(x),
     )  # fmt: skip
-    out = torch.empty(num_pairs, hidden, dtype=torch.float32, device=x.device)
-    _down_kernel[(tiles, triton.cdiv(hidden, down_columns))](
-        made, down, grouping.pairs, offsets, topk_weights, out,
-        hidden, width, num_experts, *down.stride(),
-        COLUMNS=down_columns, DEPTH=down_depth, **shared,
+    return made
+
+
+def down_by_tiles(made: Tensor, down: Tensor | Fp8Tensor, grouping: Grouping, tile: Tile) -> Tensor:
+    """down @ made of the grouped pairs, each at its own place: [pairs, hidden]."""
+    num_experts, hidden, width = down.shape
+    num_pairs = len(grouping.pairs)
+    out = made.new_empty(num_pairs, hidden)
+    values, made_scales, weights, scales = factors(made, down)
+    grid = (num_tiles(num_pairs, num_experts, tile.rows), triton.cdiv(hidden, tile.columns))
+    _down_kernel[grid](
+        values, made_scales, weights, scales, grouping.pairs, grouping.offsets, out,
+        hidden, width, num_experts, *weights.stride(), EXPERTS=padded(num_experts),
+        SCALED=isinstance(down, Fp8Tensor), **tile.arguments(made),
     )  # fmt: skip
     return out
 
 
-def _by_grouped_mm(
-    x: Tensor, gate_up: Tensor, down: Tensor, topk_weights: Tensor, grouping: _Grouping
+def _grouped_product(x: Tensor, weight: Tensor | Fp8Tensor, grouping: Grouping) -> Tensor:
+    """x [pairs, in] by weight [E, out, in]: [pairs, out] bfloat16. Rows in no group are not
+    defined."""
+    ends = grouping.offsets[1 : weight.shape[0] + 1]
+    if isinstance(weight, Tensor):
+        return torch._grouped_mm(x, weight.transpose(1, 2), offs=ends)
+    values, scales = quantize_tokens(x)
+    return torch._scaled_grouped_mm(
+        values, weight.values.transpose(1, 2), scales, weight.scales, offs=ends,
+        out_dtype=torch.bfloat16, use_fast_accum=True,
+    )  # fmt: skip
+
+
+def _combine(
+    made: Tensor, places: Tensor | None, topk_weights: Tensor, topk_ids: Tensor, num_experts: int
 ) -> Tensor:
-    """As `_by_tiles`, in bfloat16."""
-    ends = grouping.offsets[1:]
-    rows = x[grouping.pairs // topk_weights.shape[1]]
-    made = silu_mul(torch._grouped_mm(rows, gate_up.transpose(1, 2), offs=ends))
-    weighted = torch._grouped_mm(made, down.transpose(1, 2), offs=ends)
-    weighted *= topk_weights.flatten()[grouping.pairs, None]
-    return torch.empty_like(weighted).index_copy_(0, grouping.pairs, weighted)
-
-
-def _rows_of_tile(num_pairs: int, num_experts: int) -> int:
-    """Twice the rows of an average expert, so that the weights of nearly all are read once."""
-    rows = 16
-    while rows < 128 and rows * num_experts < 2 * num_pairs:
-        rows *= 2
-    return rows
+    """[T, hidden]. `places` says in which row of `made` a pair stands; None: its own."""
+    (num_tokens, top_k), hidden = topk_ids.shape, made.shape[1]
+    out = made.new_empty(num_tokens, hidden)
+    _combine_kernel[(num_tokens, triton.cdiv(hidden, _COMBINE_COLUMNS))](
+        made, made if places is None else places, topk_weights, topk_ids, out, hidden, num_experts,
+        TOP_K=top_k, PLACED=places is not None, COLUMNS=_COMBINE_COLUMNS, num_warps=4,
+        **early_launch(made),
+    )  # fmt: skip
+    return out

@@ -1,0 +1,284 @@
+"""DBRX on GPUs with generated weights: the time of a decode step against its limit, and prefill.
+
+    python benchmarks/dbrx_steps.py --layers 8 --batches 1,8,64,256     a cut model on one GPU
+    python benchmarks/dbrx_steps.py --slice-of 8 --batches 1,32,128     one rank's part of eight
+    python benchmarks/dbrx_steps.py --ranks 2 --batches 1,8,32,128      the whole on two GPUs
+
+Prompts of 512 random token ids, 128 output tokens, greedy, prefix cache off, through the offline
+engine; step time = (time for 129 tokens - time for 1) / 128, prefill = prompt tokens / time for 1.
+The limit is the time to read at measured copy bandwidth what a rank must read once a step: all
+weights outside the experts, the experts that a batch hits on average if routing is even, and the
+keys and values in the middle of the run. `--slice-of N` computes what one of N tensor-parallel
+ranks does, without its collectives. `--profile` shows the kernels of a step and how long the
+device idles. Writes results/dbrx_steps.json beside this script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch._C._autograd import DeviceType
+
+from dropless.checkpoints.open import open_checkpoint
+from dropless.checkpoints.resolve import resolve
+from dropless.engine.build import build_engine
+from dropless.engine.config import EngineConfig
+from dropless.engine.constraints import Constraints
+from dropless.engine.engine import Engine
+from dropless.engine.executor import Executor
+from dropless.engine.load import load_runner
+from dropless.engine.memory import MemoryPlan
+from dropless.engine.messages import EngineRequest
+from dropless.engine.sampling_params import SamplingParams
+from dropless.layers.weights import WeightFormat
+from dropless.models.registry import parse_config, weight_bytes
+from dropless.parallel.group import Group
+
+RESULTS = Path(__file__).parent / "results"
+INPUT, OUTPUT = 512, 128
+MAX_LEN = 2048
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second, read and written, of a large copy; the best of several."""
+    source = torch.empty(2**32, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    times = []
+    for _ in range(10):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in "be")
+        begin.record()
+        target.copy_(source)
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return 2 * source.nbytes / min(times)
+
+
+def step_bytes(config: dict[str, Any], batch: int, ranks: int, quantization: WeightFormat) -> float:
+    """What one decoding step of one rank must read. In fp8 experts and attention have one byte a
+    weight; router, head, keys and values have two."""
+    hidden, ffn, attention = config["d_model"], config["ffn_config"], config["attn_config"]
+    kv_size = attention["kv_n_heads"] * hidden // config["n_heads"]
+    experts, top_k = ffn["moe_num_experts"], ffn["moe_top_k"]
+    hit = experts * (1.0 - (1.0 - top_k / experts) ** batch)
+    width = 1 if quantization == "fp8" else 2
+    dense = width * 2 * hidden * (hidden + kv_size) / ranks + 2 * experts * hidden
+    layer = dense + width * hit * 3 * hidden * ffn["ffn_hidden_size"] / ranks
+    cache = 2 * batch * (INPUT + OUTPUT // 2) * 2 * kv_size / ranks
+    return config["n_layers"] * (layer + cache) + 2 * config["vocab_size"] * hidden / ranks
+
+
+@contextmanager
+def whole_engine(
+    folder: str, ranks: int, quantization: WeightFormat
+) -> Iterator[tuple[Engine, float]]:
+    """An engine and the seconds it took to start."""
+    config = EngineConfig(
+        model_path=Path(folder),
+        weights="random",
+        device="cuda",
+        tensor_parallel_size=ranks,
+        quantization=quantization,
+        prefix_caching=False,
+        max_model_len=MAX_LEN,
+    )
+    engine, ready = build_engine(config, lambda *_: None)
+    try:
+        yield engine, ready.load_seconds
+    finally:
+        engine.close()
+
+
+@contextmanager
+def slice_engine(
+    folder: str, ranks: int, quantization: WeightFormat, rows: int
+) -> Iterator[tuple[Engine, float]]:
+    """The engine of rank 0 of `ranks` that exchange nothing."""
+    started = time.monotonic()
+    config = EngineConfig(
+        model_path=Path(folder), weights="random", device="cuda", max_running_requests=rows
+    )
+    checkpoint = open_checkpoint(config.model_path, config.weights, config.seed)
+    model = parse_config(checkpoint.config)
+    group = Group(0, ranks)
+    num_blocks = (rows + 1) * (INPUT + 2 * OUTPUT) // config.block_size
+    heads = model.num_kv_heads // ranks
+    plan = MemoryPlan(
+        device="cuda",
+        dtype=torch.bfloat16,
+        quantization=quantization,
+        threads=1,
+        max_model_len=MAX_LEN,
+        step_token_budget=8192,
+        num_blocks=num_blocks,
+        weight_bytes=weight_bytes(
+            checkpoint, dtype=torch.bfloat16, num_ranks=ranks, quantization=quantization
+        ),
+        kv_cache_bytes=4 * num_blocks * config.block_size * heads * model.head_dim,
+        workspace_bytes=0,
+        limit_bytes=torch.cuda.mem_get_info()[0],
+    )
+    constraints = Constraints(None, model.vocab_size // ranks, ())
+    runner = load_runner(config, plan, group, constraints, lambda *_: None)
+    engine = Engine(
+        Executor(runner),
+        constraints,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        max_model_len=MAX_LEN,
+        max_running_requests=rows,
+        max_waiting_requests=rows,
+        step_token_budget=plan.step_token_budget,
+        prefix_caching=False,
+    )
+    yield engine, time.monotonic() - started
+
+
+def add_requests(engine: Engine, batch: int, tokens: int) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
+    for i in range(batch):
+        prompt = [random.randrange(10_000) for _ in range(INPUT)]
+        engine.add_request(EngineRequest(str(i), prompt, params))
+
+
+def seconds(engine: Engine, batch: int, tokens: int) -> float:
+    add_requests(engine, batch, tokens)
+    made = 0
+    started = time.perf_counter()
+    while engine.has_work():
+        made += sum(len(delta.new_token_ids) for delta in engine.step())
+    taken = time.perf_counter() - started
+    assert made == batch * tokens
+    return taken
+
+
+def profile_decode(engine: Engine, batch: int, steps: int = 16) -> str:
+    """Device time of each kernel in a decode step, and how long the device idles."""
+    add_requests(engine, batch, 2 * steps + 8)
+    for _ in range(steps + 4):
+        engine.step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
+        for _ in range(steps):
+            engine.step()
+        torch.cuda.synchronize()
+    while engine.has_work():
+        engine.step()
+    return f"decode, batch {batch}: {summary(trace, steps)}"
+
+
+def profile_prefill(engine: Engine, batch: int) -> str:
+    """The same of the prefill of `batch` prompts, all steps together."""
+    seconds(engine, batch, 1)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
+        seconds(engine, batch, 1)
+    return f"prefill, {batch} prompts of {INPUT}: {summary(trace, 1)}"
+
+
+def summary(trace: torch.profiler.profile, steps: int) -> str:
+    """The kernels of a step, the costliest first."""
+    spans: dict[str, list[float]] = {}
+    ordered = sorted(trace.events() or [], key=lambda event: event.time_range.start)
+    ordered = [event for event in ordered if event.device_type == DeviceType.CUDA]
+    busy, end = 0.0, 0.0
+    for event in ordered:
+        start, stop = event.time_range.start, event.time_range.end
+        spans.setdefault(event.name, []).append(stop - start)
+        busy += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    span = end - ordered[0].time_range.start
+    lines = [
+        f"{span / steps / 1e3:.3f} ms between first and last kernel, device busy"
+        f" {busy / steps / 1e3:.3f} ms, idle {(span - busy) / steps:.0f} us"
+    ]
+    for name, times in sorted(spans.items(), key=lambda item: -sum(item[1]))[:25]:
+        lines.append(
+            f"{sum(times) / steps:9.1f} us {len(times) / steps:7.1f} x"
+            f" {sorted(times)[len(times) // 2]:8.2f} us  {name[:90]}"
+        )
+    return "\n".join(lines)
+
+
+def measure(engine: Engine, batch: int) -> dict[str, float]:
+    seconds(engine, batch, OUTPUT + 1)
+    first = min(seconds(engine, batch, 1) for _ in range(2))
+    return {
+        "batch": batch,
+        "step_ms": (seconds(engine, batch, OUTPUT + 1) - first) / OUTPUT * 1e3,
+        "prefill_tokens_per_s": batch * INPUT / first,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--layers", type=int, default=40)
+    parser.add_argument("--ranks", type=int, default=1, help="GPUs that share the model")
+    parser.add_argument("--slice-of", type=int, default=1, help="ranks of which one is computed")
+    parser.add_argument("--quantization", default="none", choices=["none", "fp8"])
+    parser.add_argument("--batches", default="1,8,64,256")
+    parser.add_argument("--profile", action="store_true", help="kernels instead of times")
+    parser.add_argument("--out", type=Path, default=RESULTS / "dbrx_steps.json")
+    arguments = parser.parse_args()
+    batches = [int(batch) for batch in arguments.batches.split(",")]
+    bandwidth = copy_bandwidth()
+    torch.cuda.empty_cache()
+    shape = json.loads((resolve("dbrx", allow_shapes=True) / "config.json").read_text())
+    config = {**shape, "n_layers": arguments.layers}
+    ranks = max(arguments.ranks, arguments.slice_of)
+    rows, profiles = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        made = (
+            slice_engine(folder, ranks, arguments.quantization, max(batches))
+            if arguments.slice_of > 1
+            else whole_engine(folder, ranks, arguments.quantization)
+        )
+        with made as (engine, load_seconds):
+            print(f"loaded in {load_seconds:.1f} s; copies at {bandwidth / 1e12:.2f} TB/s")
+            for batch in batches:
+                if arguments.profile:
+                    profiles += [profile_decode(engine, batch), profile_prefill(engine, batch)]
+                    print("\n".join(profiles[-2:]), flush=True)
+                    continue
+                row = measure(engine, batch)
+                limit = step_bytes(config, batch, ranks, arguments.quantization) / bandwidth * 1e3
+                row |= {"limit_ms": limit, "limit_over_step": limit / row["step_ms"]}
+                rows.append(row)
+                print(
+                    f"batch {batch:4d}: step {row['step_ms']:6.2f} ms, limit {limit:6.2f} ms,"
+                    f" {limit / row['step_ms']:4.0%};"
+                    f" prefill {row['prefill_tokens_per_s']:,.0f} tok/s",
+                    flush=True,
+                )
+    document = {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "layers": arguments.layers,
+        "ranks": arguments.ranks,
+        "slice_of": arguments.slice_of,
+        "quantization": arguments.quantization,
+        "copy_tb_s": bandwidth / 1e12,
+        "load_seconds": load_seconds,
+        "rows": rows,
+        "profiles": profiles,
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Activations of 8 bits: each token with its own scale."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dropless.ops.fp8 import FP8, Fp8Tensor, quantize_tokens
+from dropless.ops.triton.launch import after_previous, early_launch
+
+
+@triton.jit
+def scale_of(largest):
+    """The scale of values up to `largest`, see `dropless.ops.fp8.quantize_tokens`."""
+    return tl.maximum(tl.div_rn(largest, 448.0), 1.1754943508222875e-38)
+
+
+@triton.jit
+def to_fp8(x, scale):
+    """x / scale in e4m3; a NaN stays one, and makes every product of its token one."""
+    return (x.to(tl.float32) * tl.div_rn(1.0, scale)).to(tl.float8e4nv)
+
+
+@triton.jit
+def _quantize_kernel(x_ptr, values_ptr, scales_ptr, size, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    after_previous(EARLY)
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < size
+    x = tl.load(x_ptr + token * size + columns, inside, 0.0).to(tl.float32)
+    scale = scale_of(tl.max(tl.abs(x), 0))
+    tl.store(values_ptr + token * size + columns, to_fp8(x, scale), inside)
+    tl.store(scales_ptr + token, scale)
+
+
+@quantize_tokens.register("cuda")
+def quantize_tokens_cuda(x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.contiguous()
+    num_tokens, size = x.shape
+    values = torch.empty(x.shape, dtype=FP8, device=x.device)
+    scales = torch.empty(num_tokens, dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(size)
+    _quantize_kernel[(num_tokens,)](
+        x, values, scales, size, BLOCK=block, num_warps=max(1, min(16, block // 512)),
+        **early_launch(x),
+    )  # fmt: skip
+    return values, scales
+
+
+def parts(weight: Tensor | Fp8Tensor) -> tuple[Tensor, Tensor]:
+    """Values and scales of a weight; without scales a tensor that is not read."""
+    if isinstance(weight, Tensor):
+        return weight, weight
+    return weight.values, weight.scales
+
+
+def factors(x: Tensor, weight: Tensor | Fp8Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x, its scales, the weight and its scales, as `parts`; x in the weight's precision."""
+    if isinstance(weight, Tensor):
+        return x, x, weight, weight
+    return *quantize_tokens(x), weight.values, weight.scales

@@ -1,0 +1,164 @@
+"""Linear layers of few tokens, which read a weight at the memory's speed; cuBLAS has the rest."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dropless.ops.fp8 import Fp8Tensor, quantize_tokens
+from dropless.ops.linear import linear
+from dropless.ops.triton.fp8 import factors, parts, scale_of, to_fp8
+from dropless.ops.triton.launch import after_previous, early_launch
+from dropless.ops.triton.tiles import Tile, tile_for
+
+_VECTOR_TOKENS = 2  # up to here without matrix units
+MAX_TILE_TOKENS = 256
+_MOST_TILES = 1 << 16
+_VECTOR_ELEMENTS = 1 << 15  # of a weight, which a program holds at once
+
+
+@triton.jit
+def _vector_kernel(
+    x_ptr, weight_ptr, scales_ptr, bias_ptr, out_ptr, size, num_outputs,
+    SIZE: tl.constexpr, COLUMNS: tl.constexpr, SCALED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    """COLUMNS outputs of one token; programs of other tokens find the weights in the cache. The
+    weights are on their way before the kernel that makes x has ended."""
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    depth = tl.arange(0, SIZE)
+    there = (columns[:, None] < num_outputs) & (depth[None, :] < size)
+    w = tl.load(weight_ptr + columns[:, None].to(tl.int64) * size + depth[None, :], there, 0.0)
+    after_previous(EARLY)
+    token = tl.program_id(0).to(tl.int64)
+    x = tl.load(x_ptr + token * size + depth, depth < size, 0.0)
+    if SCALED:
+        scale = scale_of(tl.max(tl.abs(x.to(tl.float32)), 0))
+        x = to_fp8(x, scale)
+    out = tl.sum(w.to(tl.float32) * x.to(tl.float32)[None, :], 1)
+    inside = columns < num_outputs
+    if SCALED:
+        out *= tl.load(scales_ptr + columns, inside, 0.0) * scale
+    if HAS_BIAS:
+        out += tl.load(bias_ptr + columns, inside, 0.0).to(tl.float32)
+    tl.store(out_ptr + token * num_outputs + columns, out, inside)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _tile_kernel(
+    x_ptr, x_scales_ptr, weight_ptr, scales_ptr, bias_ptr, out_ptr, sums_ptr, counters_ptr,
+    num_tokens, size, num_outputs,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, SPLITS: tl.constexpr,
+    SCALED: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """COLUMNS outputs of ROWS tokens, the weights as the left factor. With SPLITS, each program has
+    a part of the inputs; the last of a tile to end adds the parts up, always in the same order."""
+    after_previous(EARLY)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    x_at = x_ptr + rows[None, :].to(tl.int64) * size
+    at = weight_ptr + columns[:, None].to(tl.int64) * size
+    out = tl.zeros([COLUMNS, ROWS], tl.float32)
+    split = tl.program_id(2)
+    part = tl.cdiv(tl.cdiv(size, SPLITS), DEPTH) * DEPTH
+    for begin in range(split * part, tl.minimum(size, (split + 1) * part), DEPTH):
+        depth = begin + tl.arange(0, DEPTH)
+        there = (columns[:, None] < num_outputs) & (depth[None, :] < size)
+        w = tl.load(at + depth[None, :], there, 0.0)
+        x = tl.load(
+            x_at + depth[:, None], (rows[None, :] < num_tokens) & (depth[:, None] < size), 0.0
+        )
+        out = tl.dot(w, x, out, input_precision=PRECISION)
+    inside = (columns[:, None] < num_outputs) & (rows[None, :] < num_tokens)
+    if SPLITS > 1:
+        tile = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+        at = tl.arange(0, COLUMNS)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+        tile_sums = sums_ptr + tile * SPLITS * COLUMNS * ROWS + at
+        tl.store(tile_sums + split * COLUMNS * ROWS, out)
+        tl.debug_barrier()  # all threads have stored before one says so
+        if tl.atomic_add(counters_ptr + tile, 1, sem="acq_rel") != SPLITS - 1:
+            return
+        tl.store(counters_ptr + tile, 0)
+        out = tl.zeros([COLUMNS, ROWS], tl.float32)
+        for other in tl.static_range(SPLITS):
+            out += tl.load(tile_sums + other * COLUMNS * ROWS, cache_modifier=".cg")
+    if SCALED:
+        x_scales = tl.load(x_scales_ptr + rows, rows < num_tokens, 0.0)
+        scales = tl.load(scales_ptr + columns, columns < num_outputs, 0.0)
+        out *= scales[:, None] * x_scales[None, :]
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + columns, columns < num_outputs, 0.0)
+        out += bias.to(tl.float32)[:, None]
+    tl.store(out_ptr + rows[None, :].to(tl.int64) * num_outputs + columns[:, None], out, inside)
+
+
+@linear.register("cuda")
+def linear_cuda(x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None = None) -> Tensor:
+    if x.dtype == torch.float32 and isinstance(weight, Tensor):
+        return F.linear(x, weight, bias)
+    x = x.contiguous()
+    if len(x) <= _VECTOR_TOKENS:
+        return linear_by_vectors(x, weight, bias)
+    tile = tile_for("linear", weight, len(x)) if len(x) <= MAX_TILE_TOKENS else None
+    if tile is None:
+        return linear_by_library(x, weight, bias)
+    return linear_by_tiles(x, weight, bias, tile)
+
+
+def linear_by_library(x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None = None) -> Tensor:
+    """`linear` by cuBLAS."""
+    if isinstance(weight, Tensor):
+        return F.linear(x, weight, bias)
+    values, scales = quantize_tokens(x)
+    return torch._scaled_mm(
+        values, weight.values.t(), scales[:, None], weight.scales[None, :], bias=bias,
+        out_dtype=x.dtype, use_fast_accum=True,
+    )  # fmt: skip
+
+
+def linear_by_vectors(
+    x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None, *, warps: int = 8
+) -> Tensor:
+    """`linear` without matrix units: for one or two tokens."""
+    num_outputs, size = weight.shape
+    out = x.new_empty(len(x), num_outputs)
+    padded = int(triton.next_power_of_2(size))
+    columns = max(1, _VECTOR_ELEMENTS // padded)
+    _vector_kernel[(len(x), triton.cdiv(num_outputs, columns))](
+        x, *parts(weight), x if bias is None else bias, out, size, num_outputs,
+        SIZE=padded, COLUMNS=columns, SCALED=isinstance(weight, Fp8Tensor),
+        HAS_BIAS=bias is not None, num_warps=warps, **early_launch(x),
+    )  # fmt: skip
+    return out
+
+
+def linear_by_tiles(
+    x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None, tile: Tile
+) -> Tensor:
+    """`linear` with matrix units."""
+    num_outputs, size = weight.shape
+    out = x.new_empty(len(x), num_outputs)
+    values, x_scales, weights, scales = factors(x, weight)
+    grid = (triton.cdiv(len(x), tile.rows), triton.cdiv(num_outputs, tile.columns), tile.splits)
+    sums_size = math.prod(grid) * tile.rows * tile.columns if tile.splits > 1 else 0
+    sums = torch.empty(sums_size, dtype=torch.float32, device=x.device)
+    counters = _counters(x.device)
+    assert grid[0] * grid[1] <= len(counters)
+    _tile_kernel[grid](
+        values, x_scales, weights, scales, x if bias is None else bias, out, sums, counters,
+        len(x), size, num_outputs, SPLITS=tile.splits, SCALED=isinstance(weight, Fp8Tensor),
+        HAS_BIAS=bias is not None, **tile.arguments(x),
+    )  # fmt: skip
+    return out
+
+
+@cache
+def _counters(device: torch.device) -> Tensor:
+    """For each tile how many of its splits have ended; zeros again after every launch."""
+    return torch.zeros(_MOST_TILES, dtype=torch.int32, device=device)

@@ -1,0 +1,125 @@
+"""The router as one kernel: scores, softmax in float32, the top experts and their weights."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dropless.ops.moe import route
+from dropless.ops.triton.launch import after_previous, early_launch
+
+# Up to here a program for each token, which reads all router weights, is faster than matrix units.
+_VECTOR_TOKENS = 128
+_ROWS = 16  # tokens of a tile for the matrix units
+
+
+@triton.jit
+def _choose(
+    scores, rows, num_tokens, num_experts, weights_ptr, ids_ptr, norm_p,
+    TOP_K: tl.constexpr, CHOICES: tl.constexpr, EXPERTS: tl.constexpr, HAS_NORM: tl.constexpr,
+):  # fmt: skip
+    """Stores the top of the softmax of scores [rows, EXPERTS] float32."""
+    experts, choices = tl.arange(0, EXPERTS), tl.arange(0, CHOICES)
+    scores = tl.where(experts[None, :] < num_experts, scores, float("-inf"))
+    odds = tl.exp(scores - tl.max(scores, 1)[:, None])
+    left = odds / tl.sum(odds, 1)[:, None]
+    weights = tl.zeros([scores.shape[0], CHOICES], tl.float32)
+    ids = tl.zeros([scores.shape[0], CHOICES], tl.int64)
+    for choice in tl.static_range(TOP_K):
+        best, expert = tl.max(left, 1, return_indices=True)
+        is_it = choices[None, :] == choice
+        weights = tl.where(is_it, best[:, None], weights)
+        ids = tl.where(is_it, expert[:, None].to(tl.int64), ids)
+        left = tl.where(experts[None, :] == expert[:, None], -1.0, left)
+    if HAS_NORM:
+        # Of weights > 0; exp and log, for Triton has no power.
+        powers = tl.where(choices[None, :] < TOP_K, tl.exp(norm_p * tl.log(weights)), 0.0)
+        weights = weights / tl.exp(tl.log(tl.sum(powers, 1)) / norm_p)[:, None]
+    at = rows[:, None].to(tl.int64) * TOP_K + choices[None, :]
+    inside = (rows[:, None] < num_tokens) & (choices[None, :] < TOP_K)
+    tl.store(weights_ptr + at, weights, inside)
+    tl.store(ids_ptr + at, ids, inside)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _route_token_kernel(
+    x_ptr, router_ptr, weights_ptr, ids_ptr, num_tokens, hidden, num_experts, norm_p,
+    TOP_K: tl.constexpr, CHOICES: tl.constexpr, EXPERTS: tl.constexpr, HAS_NORM: tl.constexpr,
+    STEPS: tl.constexpr, DEPTH: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """One token a program."""
+    after_previous(EARLY)
+    token = tl.program_id(0)
+    experts = tl.arange(0, EXPERTS)
+    total = tl.zeros([EXPERTS, DEPTH], tl.float32)
+    for step in tl.static_range(STEPS):  # unrolled, so that loads do not wait for each other
+        depth = step * DEPTH + tl.arange(0, DEPTH)
+        x = tl.load(x_ptr + token.to(tl.int64) * hidden + depth, depth < hidden, 0.0)
+        there = (experts[:, None] < num_experts) & (depth[None, :] < hidden)
+        router = tl.load(router_ptr + experts[:, None] * hidden + depth[None, :], there, 0.0)
+        total += router.to(tl.float32) * x.to(tl.float32)[None, :]
+    scores = tl.sum(total, 1).to(x_ptr.dtype.element_ty).to(tl.float32)
+    _choose(
+        scores[None, :], token + tl.arange(0, 1), num_tokens, num_experts, weights_ptr, ids_ptr,
+        norm_p, TOP_K, CHOICES, EXPERTS, HAS_NORM,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _route_tile_kernel(
+    x_ptr, router_ptr, weights_ptr, ids_ptr, num_tokens, hidden, num_experts, norm_p,
+    TOP_K: tl.constexpr, CHOICES: tl.constexpr, EXPERTS: tl.constexpr, HAS_NORM: tl.constexpr,
+    ROWS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """ROWS tokens a program."""
+    after_previous(EARLY)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    experts = tl.arange(0, EXPERTS)
+    scores = tl.zeros([ROWS, EXPERTS], tl.float32)
+    for begin in range(0, hidden, DEPTH):
+        depth = begin + tl.arange(0, DEPTH)
+        x = tl.load(
+            x_ptr + rows[:, None].to(tl.int64) * hidden + depth[None, :],
+            (rows[:, None] < num_tokens) & (depth[None, :] < hidden), 0.0,
+        )  # fmt: skip
+        there = (experts[None, :] < num_experts) & (depth[:, None] < hidden)
+        router = tl.load(router_ptr + experts[None, :] * hidden + depth[:, None], there, 0.0)
+        scores = tl.dot(x, router, scores, input_precision=PRECISION)
+    scores = scores.to(x_ptr.dtype.element_ty).to(tl.float32)
+    _choose(
+        scores, rows, num_tokens, num_experts, weights_ptr, ids_ptr, norm_p,
+        TOP_K, CHOICES, EXPERTS, HAS_NORM,
+    )  # fmt: skip
+
+
+@route.register("cuda")
+def route_cuda(
+    x: Tensor, router_weight: Tensor, top_k: int, norm_p: float | None
+) -> tuple[Tensor, Tensor]:
+    x = x.contiguous()
+    num_tokens, hidden = x.shape
+    num_experts = len(router_weight)
+    weights = x.new_empty(num_tokens, top_k)
+    ids = torch.empty(num_tokens, top_k, dtype=torch.int64, device=x.device)
+    arguments = (x, router_weight, weights, ids, num_tokens, hidden, num_experts, norm_p or 1.0)
+    shared = {
+        "TOP_K": top_k,
+        "CHOICES": triton.next_power_of_2(top_k),
+        "EXPERTS": max(16, triton.next_power_of_2(num_experts)),
+        "HAS_NORM": norm_p is not None,
+        **early_launch(x),
+    }
+    if num_tokens <= _VECTOR_TOKENS:
+        depth = max(128, 16384 // shared["EXPERTS"])  # 32 registers a thread for the sums
+        _route_token_kernel[(num_tokens,)](
+            *arguments, STEPS=triton.cdiv(hidden, depth), DEPTH=depth, num_warps=16, **shared
+        )
+    else:
+        wide = x.dtype == torch.float32
+        _route_tile_kernel[(triton.cdiv(num_tokens, _ROWS),)](
+            *arguments, ROWS=_ROWS, DEPTH=64 if wide else 256,
+            PRECISION="ieee" if wide else "tf32", num_warps=2, num_stages=4, **shared,
+        )  # fmt: skip
+    return weights, ids
