@@ -109,8 +109,10 @@ def _wait(count_ptr, goal, broken_ptr, patience):
     count = tl.atomic_add(count_ptr, 0, sem="acquire", scope="sys")
     while (count < goal) & (polls < patience):
         polls += 1
-        broken = tl.load(broken_ptr, polls % _LOOK_UP == 0, 0, volatile=True)
-        polls = tl.where(broken != 0, patience, polls)
+        if polls % _LOOK_UP == 0:
+            # Read by one thread for all: they must not leave the loop at different times.
+            broken = tl.atomic_add(broken_ptr, 0, sem="acquire", scope="sys")
+            polls = tl.where(broken != 0, patience, polls)
         count = tl.atomic_add(count_ptr, 0, sem="acquire", scope="sys")
     return count
 
