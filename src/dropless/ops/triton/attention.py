@@ -1,4 +1,8 @@
-"""Paged attention: single queries split over their keys, chunks of queries in tiles."""
+"""Paged attention: single queries split over their keys, chunks of queries in tiles.
+
+How a sequence is cut depends on its own lengths only, and is found on the device: the same grid
+serves any batch, so that a graph can be captured, and a sequence's result is the same in any.
+"""
 
 from __future__ import annotations
 
@@ -12,109 +16,28 @@ from torch import Tensor
 from dropless.ops.attention import PagedBatch, paged_attention
 from dropless.ops.triton.launch import after_previous, early_launch
 
-_PROGRAMS = 264  # wanted at once: two for each multiprocessor of a Hopper GPU
-_MAX_SPLITS = 16
+_PART_KEYS = 256  # of a split, unless that would be more than _MAX_SPLITS
+_MAX_SPLITS = 32
 _DECODE_KEYS = 64  # of one iteration
 _QUERIES, _CHUNK_KEYS = 64, 64  # of one tile
 
 
-@triton.jit(do_not_specialize=["table_stride"])
-def _decode_kernel(
-    q_ptr, k_ptr, v_ptr, tables_ptr, seq_lens_ptr, out_ptr, lse_ptr, scale,
-    q_stride, table_stride, num_kv_heads,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
-    EARLY: tl.constexpr,
+@triton.jit
+def _attend(
+    q, own_places, k_ptr, v_ptr, table_ptr, kv_head, num_kv_heads, start, stop, scale,
+    ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """All query heads of one key head, over one part of a sequence's keys: the weighted mean of
-    the part's values and the logarithm of its sum of weights."""
-    after_previous(EARLY)
-    sequence, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    length = tl.load(seq_lens_ptr + sequence)
-    part = tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS
-    start, stop = split * part, tl.minimum(length, (split + 1) * part)
-    rows, dims = tl.arange(0, ROWS), tl.arange(0, DIM)
-    heads = kv_head * GROUP + rows
-    wanted = (rows[:, None] < GROUP) & (dims[None, :] < HEAD_DIM)
-    q_at = sequence.to(tl.int64) * q_stride + heads[:, None] * HEAD_DIM + dims[None, :]
-    q = tl.load(q_ptr + q_at, wanted, 0.0)
+    """Queries q [ROWS, DIM] over the keys at `start : stop` that lie no later than own_places
+    [ROWS]: the weighted mean of the values, the greatest score, and the sum of the weights."""
+    dims = tl.arange(0, DIM)
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     mean = tl.zeros([ROWS, DIM], tl.float32)
     for begin in range(start, stop, KEYS):
         places = begin + tl.arange(0, KEYS)
         known = places < stop
-        table = tables_ptr + sequence.to(tl.int64) * table_stride
-        blocks = tl.load(table + places // BLOCK_SIZE, known, 0).to(tl.int64)
-        slots = (blocks * BLOCK_SIZE + places % BLOCK_SIZE) * num_kv_heads + kv_head
-        there = known[:, None] & (dims[None, :] < HEAD_DIM)
-        k = tl.load(k_ptr + slots[:, None] * HEAD_DIM + dims[None, :], there, 0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-        scores = tl.where(known[None, :], scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        weights = tl.exp(scores - new_top[:, None])
-        kept = tl.exp(top - new_top)
-        v = tl.load(v_ptr + slots[:, None] * HEAD_DIM + dims[None, :], there, 0.0)
-        mean = mean * kept[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
-        total = total * kept + tl.sum(weights, 1)
-        top = new_top
-    mean = mean / tl.where(total > 0.0, total, 1.0)[:, None]
-    at = (sequence.to(tl.int64) * num_kv_heads * GROUP + heads) * SPLITS + split
-    tl.store(out_ptr + at[:, None] * HEAD_DIM + dims[None, :], mean, wanted)
-    if SPLITS > 1:
-        lse = tl.where(total > 0.0, top + tl.log(total), float("-inf"))
-        tl.store(lse_ptr + at, lse, rows < GROUP)
-
-
-@triton.jit
-def _merge_kernel(
-    parts_ptr, lse_ptr, out_ptr,
-    HEAD_DIM: tl.constexpr, DIM: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    """One head of one sequence a program."""
-    after_previous(EARLY)
-    head = tl.program_id(0).to(tl.int64)
-    splits, dims = tl.arange(0, SPLITS), tl.arange(0, DIM)
-    lse = tl.load(lse_ptr + head * SPLITS + splits)
-    weights = tl.exp(lse - tl.max(lse, 0))
-    at = (head * SPLITS + splits[:, None]) * HEAD_DIM + dims[None, :]
-    parts = tl.load(parts_ptr + at, dims[None, :] < HEAD_DIM, 0.0)
-    merged = tl.sum(parts * weights[:, None], 0) / tl.sum(weights, 0)
-    tl.store(out_ptr + head * HEAD_DIM + dims, merged, dims < HEAD_DIM)
-
-
-@triton.jit(do_not_specialize=["table_stride"])
-def _chunk_kernel(
-    q_ptr, k_ptr, v_ptr, tables_ptr, tiles_ptr, query_start_ptr, seq_lens_ptr, out_ptr, scale,
-    q_stride, table_stride, num_heads, num_kv_heads,
-    HEAD_DIM: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
-    EARLY: tl.constexpr,
-):  # fmt: skip
-    """One head of one tile of a sequence's queries."""
-    after_previous(EARLY)
-    sequence = tl.load(tiles_ptr + 2 * tl.program_id(0))
-    tile = tl.load(tiles_ptr + 2 * tl.program_id(0) + 1)
-    head = tl.program_id(1)
-    kv_head = head // (num_heads // num_kv_heads)
-    first_token = tl.load(query_start_ptr + sequence)
-    num_queries = tl.load(query_start_ptr + sequence + 1) - first_token
-    length = tl.load(seq_lens_ptr + sequence)
-    queries, dims = tile * QUERIES + tl.arange(0, QUERIES), tl.arange(0, DIM)
-    wanted = (queries[:, None] < num_queries) & (dims[None, :] < HEAD_DIM)
-    tokens = (first_token + queries).to(tl.int64)
-    q_at = tokens[:, None] * q_stride + head * HEAD_DIM + dims[None, :]
-    q = tl.load(q_ptr + q_at, wanted, 0.0)
-    own_places = length - num_queries + queries
-    stop = tl.minimum(length, length - num_queries + (tile + 1) * QUERIES)
-    top = tl.full([QUERIES], float("-inf"), tl.float32)
-    total = tl.zeros([QUERIES], tl.float32)
-    mean = tl.zeros([QUERIES, DIM], tl.float32)
-    for begin in range(0, stop, KEYS):
-        places = begin + tl.arange(0, KEYS)
-        known = places < stop
-        table = tables_ptr + sequence.to(tl.int64) * table_stride
-        blocks = tl.load(table + places // BLOCK_SIZE, known, 0).to(tl.int64)
+        blocks = tl.load(table_ptr + places // BLOCK_SIZE, known, 0).to(tl.int64)
         slots = (blocks * BLOCK_SIZE + places % BLOCK_SIZE) * num_kv_heads + kv_head
         there = known[:, None] & (dims[None, :] < HEAD_DIM)
         k = tl.load(k_ptr + slots[:, None] * HEAD_DIM + dims[None, :], there, 0.0)
@@ -128,15 +51,150 @@ def _chunk_kernel(
         mean = mean * kept[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
         total = total * kept + tl.sum(weights, 1)
         top = new_top
+    return mean / tl.where(total > 0.0, total, 1.0)[:, None], top, total
+
+
+@triton.jit
+def _part_of(length, SPLITS: tl.constexpr, PART: tl.constexpr, KEYS: tl.constexpr):
+    """How many keys of a sequence one split has."""
+    return tl.maximum(PART, tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS)
+
+
+@triton.jit(do_not_specialize=["table_stride"])
+def _decode_kernel(
+    q_ptr, k_ptr, v_ptr, tables_ptr, starts_ptr, lens_ptr, parts_ptr, lse_ptr, scale,
+    q_stride, table_stride, num_kv_heads,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, PART: tl.constexpr,
+    PRECISION: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """All query heads of one key head, over one part of a sequence's keys: the weighted mean of
+    the part's values and the logarithm of its sum of weights."""
+    after_previous(EARLY)
+    sequence, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    length = tl.load(lens_ptr + sequence)
+    part = _part_of(length, SPLITS, PART, KEYS)
+    start, stop = split * part, tl.minimum(length, (split + 1) * part)
+    if start >= length:
+        return
+    rows, dims = tl.arange(0, ROWS), tl.arange(0, DIM)
+    heads = kv_head * GROUP + rows
+    wanted = (rows[:, None] < GROUP) & (dims[None, :] < HEAD_DIM)
+    token = tl.load(starts_ptr + sequence).to(tl.int64)
+    q_at = token * q_stride + heads[:, None] * HEAD_DIM + dims[None, :]
+    q = tl.load(q_ptr + q_at, wanted, 0.0)
+    mean, top, total = _attend(
+        q, tl.full([ROWS], length, tl.int32), k_ptr, v_ptr, tables_ptr + sequence * table_stride,
+        kv_head, num_kv_heads, start, stop, scale,
+        ROWS, HEAD_DIM, DIM, BLOCK_SIZE, KEYS, PRECISION,
+    )  # fmt: skip
+    at = (sequence * num_kv_heads * GROUP + heads) * SPLITS + split
+    tl.store(parts_ptr + at[:, None] * HEAD_DIM + dims[None, :], mean, wanted)
+    tl.store(lse_ptr + at, top + tl.log(total), rows < GROUP)
+
+
+@triton.jit
+def _merge_kernel(
+    parts_ptr, lse_ptr, starts_ptr, lens_ptr, out_ptr, num_heads,
+    HEAD_DIM: tl.constexpr, DIM: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
+    PART: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """One head of one sequence a program."""
+    after_previous(EARLY)
+    sequence, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    length = tl.load(lens_ptr + sequence)
+    if length == 0:
+        return
+    own = sequence * num_heads + head
+    splits, dims = tl.arange(0, SPLITS), tl.arange(0, DIM)
+    used = splits * _part_of(length, SPLITS, PART, KEYS) < length
+    lse = tl.load(lse_ptr + own * SPLITS + splits, used, float("-inf"))
+    weights = tl.exp(lse - tl.max(lse, 0))
+    at = (own * SPLITS + splits[:, None]) * HEAD_DIM + dims[None, :]
+    parts = tl.load(parts_ptr + at, used[:, None] & (dims[None, :] < HEAD_DIM), 0.0)
+    merged = tl.sum(parts * weights[:, None], 0) / tl.sum(weights, 0)
+    token = tl.load(starts_ptr + sequence).to(tl.int64)
+    tl.store(out_ptr + (token * num_heads + head) * HEAD_DIM + dims, merged, dims < HEAD_DIM)
+
+
+@triton.jit(do_not_specialize=["table_stride"])
+def _chunk_kernel(
+    q_ptr, k_ptr, v_ptr, tables_ptr, tiles_ptr, query_start_ptr, seq_lens_ptr, out_ptr, scale,
+    q_stride, table_stride, num_heads, num_kv_heads,
+    HEAD_DIM: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """One head of one tile of a sequence's queries."""
+    after_previous(EARLY)
+    sequence = tl.load(tiles_ptr + 2 * tl.program_id(0)).to(tl.int64)
+    tile = tl.load(tiles_ptr + 2 * tl.program_id(0) + 1)
+    if sequence < 0:
+        return
+    head = tl.program_id(1)
+    kv_head = head // (num_heads // num_kv_heads)
+    first_token = tl.load(query_start_ptr + sequence)
+    num_queries = tl.load(query_start_ptr + sequence + 1) - first_token
+    length = tl.load(seq_lens_ptr + sequence)
+    queries, dims = tile * QUERIES + tl.arange(0, QUERIES), tl.arange(0, DIM)
+    wanted = (queries[:, None] < num_queries) & (dims[None, :] < HEAD_DIM)
+    tokens = (first_token + queries).to(tl.int64)
+    q_at = tokens[:, None] * q_stride + head * HEAD_DIM + dims[None, :]
+    q = tl.load(q_ptr + q_at, wanted, 0.0)
+    stop = tl.minimum(length, length - num_queries + (tile + 1) * QUERIES)
+    mean, _, _ = _attend(
+        q, length - num_queries + queries, k_ptr, v_ptr, tables_ptr + sequence * table_stride,
+        kv_head, num_kv_heads, 0, stop, scale,
+        QUERIES, HEAD_DIM, DIM, BLOCK_SIZE, KEYS, PRECISION,
+    )  # fmt: skip
     out_at = (tokens * num_heads + head) * HEAD_DIM
-    tl.store(out_ptr + out_at[:, None] + dims[None, :], mean / total[:, None], wanted)
+    tl.store(out_ptr + out_at[:, None] + dims[None, :], mean, wanted)
+
+
+@triton.jit(do_not_specialize=["num_sequences", "num_decodes"])
+def _plan_kernel(
+    query_start_ptr, seq_lens_ptr, decode_lens_ptr, tiles_ptr, num_sequences, num_decodes,
+    SEQUENCES: tl.constexpr, QUERIES: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """One tile a program; the first one finds the lengths of decodes as well."""
+    after_previous(EARLY)
+    tile = tl.program_id(0)
+    sequences = tl.arange(0, SEQUENCES)
+    there = sequences < num_sequences
+    starts = tl.load(query_start_ptr + sequences, there, 0)
+    num_queries = tl.load(query_start_ptr + sequences + 1, there, 0) - starts
+    is_decode = (num_queries == 1) & (sequences < num_decodes)
+    if tile == 0:
+        lengths = tl.load(seq_lens_ptr + sequences, there, 0)
+        tl.store(decode_lens_ptr + sequences, tl.where(is_decode, lengths, 0), there)
+    num_tiles = tl.where(is_decode, 0, tl.cdiv(num_queries, QUERIES))
+    stops = tl.cumsum(num_tiles, 0)
+    sequence = tl.sum((stops <= tile).to(tl.int32), 0)
+    before = tl.sum(tl.where(sequences < sequence, num_tiles, 0), 0)
+    is_used = tile < tl.sum(num_tiles, 0)
+    tl.store(tiles_ptr + 2 * tile, tl.where(is_used, sequence, -1))
+    tl.store(tiles_ptr + 2 * tile + 1, tile - before)
 
 
 @dataclass(frozen=True, slots=True)
-class _Tiles:
-    """The tiles of all sequences with several queries."""
+class _Plan:
+    """The same for all layers of a step."""
 
-    ids: Tensor  # [num_tiles, 2] int32: sequence, and which tile of its queries
+    decode_lens: Tensor  # [num_seqs] int32: keys of a sequence with one query; 0: it has several
+    tiles: Tensor  # [tiles, 2] int32: sequence (-1: none), and which tile of its queries
+
+
+def _make_plan(batch: PagedBatch, num_tokens: int) -> _Plan:
+    num_sequences = len(batch.seq_lens)
+    num_chunks = num_sequences - batch.num_decodes if batch.num_decodes < num_tokens else 0
+    num_tiles = min(triton.cdiv(num_tokens, _QUERIES) + num_chunks, num_tokens)
+    decode_lens = torch.empty_like(batch.seq_lens)
+    tiles = torch.empty(num_tiles, 2, dtype=torch.int32, device=batch.seq_lens.device)
+    _plan_kernel[(num_tiles,)](
+        batch.query_start, batch.seq_lens, decode_lens, tiles, num_sequences, batch.num_decodes,
+        SEQUENCES=triton.next_power_of_2(num_sequences), QUERIES=_QUERIES,
+        **early_launch(batch.seq_lens),
+    )  # fmt: skip
+    return _Plan(decode_lens, tiles)
 
 
 @paged_attention.register("cuda")
@@ -144,70 +202,64 @@ def paged_attention_cuda(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: PagedBatch, scale: float
 ) -> Tensor:
     out = q.new_empty(q.shape)
+    plan = batch.once(_make_plan, len(q))
     if batch.num_decodes:
-        _decode(q, k_cache, v_cache, batch, scale, out)
-    if batch.num_decodes < len(batch.seq_lens_host):
-        _attend_chunks(q, k_cache, v_cache, batch, scale, out)
+        _decode(q, k_cache, v_cache, batch, plan, scale, out)
+    if batch.num_decodes < len(q):
+        _attend_chunks(q, k_cache, v_cache, batch, plan, scale, out)
     return out
 
 
 def _decode(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: PagedBatch, scale: float, out: Tensor
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: PagedBatch,
+    plan: _Plan,
+    scale: float,
+    out: Tensor,
 ) -> None:
     _, num_heads, head_dim = q.shape
     block_size, num_kv_heads = k_cache.shape[1:3]
-    splits = _num_splits(batch.num_decodes * num_kv_heads)
-    parts, lse = out, out
-    if splits > 1:
-        shape = (batch.num_decodes, num_heads, splits)
-        parts = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
-        lse = torch.empty(shape, dtype=torch.float32, device=q.device)
-    dim = triton.next_power_of_2(head_dim)
-    group = num_heads // num_kv_heads
+    most_keys = batch.block_tables.shape[1] * block_size
+    splits = min(_MAX_SPLITS, int(triton.next_power_of_2(triton.cdiv(most_keys, _PART_KEYS))))
+    shape = (batch.num_decodes, num_heads, splits)
+    parts = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
+    lse = torch.empty(shape, dtype=torch.float32, device=q.device)
+    dim, group = int(triton.next_power_of_2(head_dim)), num_heads // num_kv_heads
+    shared = {"HEAD_DIM": head_dim, "SPLITS": splits, "PART": _PART_KEYS, "KEYS": _DECODE_KEYS}
     _decode_kernel[(batch.num_decodes, num_kv_heads, splits)](
-        q, k_cache, v_cache, batch.block_tables, batch.seq_lens, parts, lse, scale,
+        q, k_cache, v_cache, batch.block_tables, batch.query_start, plan.decode_lens,
+        parts, lse, scale,
         q.stride(0), batch.block_tables.stride(0), num_kv_heads,
-        GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), HEAD_DIM=head_dim,
-        DIM=max(16, dim), BLOCK_SIZE=block_size, KEYS=_DECODE_KEYS, SPLITS=splits,
-        PRECISION=_precision(q), num_warps=4, num_stages=3, **early_launch(q),
+        GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), DIM=max(16, dim),
+        BLOCK_SIZE=block_size, PRECISION=_precision(q), num_warps=4, num_stages=3,
+        **shared, **early_launch(q),
     )  # fmt: skip
-    if splits > 1:
-        _merge_kernel[(batch.num_decodes * num_heads,)](
-            parts, lse, out, HEAD_DIM=head_dim, DIM=dim, SPLITS=splits, num_warps=1,
-            **early_launch(q),
-        )  # fmt: skip
+    _merge_kernel[(batch.num_decodes, num_heads)](
+        parts, lse, batch.query_start, plan.decode_lens, out, num_heads, DIM=dim, num_warps=1,
+        **shared, **early_launch(q),
+    )  # fmt: skip
 
 
 def _attend_chunks(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: PagedBatch, scale: float, out: Tensor
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: PagedBatch,
+    plan: _Plan,
+    scale: float,
+    out: Tensor,
 ) -> None:
     _, num_heads, head_dim = q.shape
     block_size, num_kv_heads = k_cache.shape[1:3]
-    tiles = batch.once(_plan_tiles)
-    _chunk_kernel[(len(tiles.ids), num_heads)](
-        q, k_cache, v_cache, batch.block_tables, tiles.ids, batch.query_start, batch.seq_lens, out,
-        scale, q.stride(0), batch.block_tables.stride(0), num_heads, num_kv_heads,
-        HEAD_DIM=head_dim, DIM=max(16, triton.next_power_of_2(head_dim)), BLOCK_SIZE=block_size,
-        QUERIES=_QUERIES, KEYS=_CHUNK_KEYS, PRECISION=_precision(q), num_warps=4, num_stages=2,
-        **early_launch(q),
+    _chunk_kernel[(len(plan.tiles), num_heads)](
+        q, k_cache, v_cache, batch.block_tables, plan.tiles, batch.query_start, batch.seq_lens,
+        out, scale, q.stride(0), batch.block_tables.stride(0), num_heads, num_kv_heads,
+        HEAD_DIM=head_dim, DIM=max(16, int(triton.next_power_of_2(head_dim))),
+        BLOCK_SIZE=block_size, QUERIES=_QUERIES, KEYS=_CHUNK_KEYS, PRECISION=_precision(q),
+        num_warps=4, num_stages=2, **early_launch(q),
     )  # fmt: skip
-
-
-def _plan_tiles(batch: PagedBatch) -> _Tiles:
-    ids = [
-        (sequence, tile)
-        for sequence in range(batch.num_decodes, len(batch.query_lens_host))
-        for tile in range(triton.cdiv(batch.query_lens_host[sequence], _QUERIES))
-    ]
-    return _Tiles(torch.tensor(ids, dtype=torch.int32).to(batch.seq_lens.device))
-
-
-def _num_splits(programs: int) -> int:
-    """Parts of each sequence's keys, a power of two, so that the whole chip has work."""
-    splits = 1
-    while splits < _MAX_SPLITS and 2 * splits * programs <= _PROGRAMS:
-        splits *= 2
-    return splits
 
 
 def _precision(x: Tensor) -> str:
