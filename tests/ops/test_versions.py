@@ -22,7 +22,9 @@ from tests.ops.paged import LAYOUTS, batch_of, empty_cache, filled_cache, tables
 
 # Allowed ||a - b|| / ||b||. In 8 bits, what lies between two numbers may fall to either of them.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
-TOLERANCE_FP8 = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
+# One value that rounds the other way, after a sum of other rounding, shows in so small a shape;
+# matrix units of Hopper keep 14 bits of a sum of 8-bit products.
+TOLERANCE_FP8 = {torch.float32: 2e-2, torch.bfloat16: 3e-2}
 DEVICES = [
     "cpu",
     pytest.param(

@@ -68,7 +68,8 @@ def column_parallel(
 
 
 class RowParallelLinear:
-    """Each rank multiplies its part of the input; the sum over ranks is the output."""
+    """Each rank multiplies its part of the input. The output is the sum over ranks, which the norm
+    that follows makes."""
 
     def __init__(
         self,
@@ -90,12 +91,10 @@ class RowParallelLinear:
             length=size,
         )
         weights.put(part, weight)
-        self._linear = Linear(weights.pack(weight))
         bias_name = name.removesuffix("weight") + "bias"
-        self._bias = weights.vector(bias_name, out_features) if bias else None
-        self._group = weights.group
+        whole_bias = weights.vector(bias_name, out_features) if bias else None
+        self._linear = Linear(weights.pack(weight), whole_bias if weights.group.rank == 0 else None)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[num_tokens, in / ranks] to [num_tokens, out], the same on every rank."""
-        y = self._group.all_reduce(self._linear(x))
-        return y if self._bias is None else y + self._bias
+        """[num_tokens, in / ranks] to this rank's part of the sum [num_tokens, out]."""
+        return self._linear(x)

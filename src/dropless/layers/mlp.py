@@ -29,5 +29,5 @@ class GatedMLP:
         self._down = RowParallelLinear(weights, down, width, hidden_size, bias=bias)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[num_tokens, hidden] to the same."""
+        """[num_tokens, hidden] to this rank's part of the sum, which the next norm makes."""
         return self._down(silu_mul(self._gate_up(x)))

@@ -55,15 +55,13 @@ class MoE:
         self._gate_up, self._down = _read_experts(weights, experts, hidden_size, width, cut)
         self._top_k = top_k
         self._norm_p = norm_p
-        self._group = weights.group
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[num_tokens, hidden] to the same."""
+        """[num_tokens, hidden] to this rank's part of the sum, which the next norm makes."""
         topk_weights, topk_ids = route(x, self._router, self._top_k, self._norm_p)
         if self._first_expert:
             topk_ids = topk_ids - self._first_expert
-        y = fused_experts(x, self._gate_up, self._down, topk_weights, topk_ids)
-        return self._group.all_reduce(y)
+        return fused_experts(x, self._gate_up, self._down, topk_weights, topk_ids)
 
 
 def _read_experts(

@@ -81,8 +81,8 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     """`(values [T, n] float8_e4m3fn, scales [T] float32)` of activations x [T, n].
 
     A token's scale is its largest absolute value / 448, or the smallest normal float32 if that is
-    larger, so that zeros stay zeros; its values are x / scale, rounded to the nearest e4m3 number,
-    ties to even, never beyond ±448. All in float32. Of a token that holds NaN or an infinity every
+    larger, so that zeros stay zeros; its values are x * (1 / scale), rounded to the nearest e4m3
+    number, ties to even, never beyond ±448. All in float32. Of a token that holds NaN or an infinity every
     product is NaN.
     """
     return _quantize_rows(x)
@@ -91,5 +91,5 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
 def _quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     largest = x.abs().amax(-1).float()  # NaN if there is one
     scales = (largest / FP8_MAX).clamp(min=_SMALLEST_SCALE)
-    scaled = x / scales[..., None]  # float32, whatever x is
+    scaled = x * scales.reciprocal()[..., None]  # float32, whatever x is
     return scaled.clamp_(-FP8_MAX, FP8_MAX).to(FP8), scales
