@@ -2,15 +2,18 @@
 
 Each cache slot remembers the position, token and owner written there. A sampled token is a function
 of all tokens before it as they are read back through the block table, so that wrong sharing, a lost
-block or a skipped token shows as an error or as a different output.
+block or a skipped token shows as an error or as a different output. A device that overlaps lets its
+next step be launched before the result of the last is read; it computes all in the order of launch.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from dropless.engine.constraints import Constraints
 from dropless.engine.engine import Engine
@@ -61,28 +64,50 @@ class _Row:
     token_ids: list[int]
     blocks: list[int] = field(default_factory=list)
     num_computed: int | None = None  # None before the first step
+    num_unread: int = 0  # last tokens that the host does not know
+
+
+class Launched:
+    """A step that the device has computed."""
+
+    def __init__(self, device: SimulatedDevice, sampled: list[_Row], result: StepResult) -> None:
+        self._device = device
+        self._sampled = sampled
+        self._result = result
+
+    def result(self) -> StepResult:
+        self._device.read(self)
+        for row in self._sampled:
+            row.num_unread -= 1
+        return self._result
 
 
 class SimulatedDevice:
     """Raises AssertionError as soon as a step is not what a runner needs."""
 
-    def __init__(self, *, num_blocks: int, block_size: int, max_rows: int, budget: int) -> None:
+    def __init__(
+        self, *, num_blocks: int, block_size: int, max_rows: int, budget: int, overlaps: bool
+    ) -> None:
+        self.overlaps = overlaps
         self.num_blocks, self.block_size = num_blocks, block_size
         self.max_rows, self.budget = max_rows, budget
         self.owners: dict[str, str] = {}  # told by whoever adds a request
         self.seeds: dict[str, int] = {}
         self.steps: list[StepInput] = []
-        self.fail_next: Exception | None = None
+        self.fail_next: BaseException | None = None
+        self.fail_at: Literal["launch", "result"] = "launch"
         self.closed = False
+        self.num_early = 0  # steps launched before the last one's result was read
+        self._unread: deque[Launched] = deque()
         self._rows: dict[int, _Row] = {}
         self._slots: dict[int, tuple[int, int, str]] = {}
 
-    def execute(self, step: StepInput) -> StepResult:
+    def launch(self, step: StepInput) -> Launched:
         self.steps.append(step)
-        if self.fail_next is not None:
-            error, self.fail_next = self.fail_next, None
-            self._rows.clear()
-            raise error
+        if self.fail_at == "launch":
+            self._fail_if_asked()
+        assert len(self._unread) <= self.overlaps, "too early"
+        self.num_early += len(self._unread)
         self._take_in(step)
         self._check_shape(step)
         for i in range(len(step.rows)):
@@ -90,7 +115,23 @@ class SimulatedDevice:
         result = StepResult([None] * len(step.rows), [None] * len(step.rows))
         for i in range(len(step.rows)):
             self._compute(step, i, result)
-        return result
+        sampled = [self._rows[row] for row, due in zip(step.rows, step.sample, strict=True) if due]
+        for row in sampled:
+            row.num_unread += 1
+        self._unread.append(Launched(self, sampled, result))
+        return self._unread[-1]
+
+    def read(self, launched: Launched) -> None:
+        """The host asks for this step's result."""
+        self._fail_if_asked()
+        assert self._unread.popleft() is launched, "results are read once, in order"
+
+    def _fail_if_asked(self) -> None:
+        if self.fail_next is not None:
+            error, self.fail_next = self.fail_next, None
+            self._rows.clear()
+            self._unread.clear()
+            raise error
 
     def close(self) -> None:
         self.closed = True
@@ -119,6 +160,10 @@ class SimulatedDevice:
     def _write(self, step: StepInput, i: int) -> None:
         row = self._rows[step.rows[i]]
         first, count = step.num_computed[i], step.num_tokens[i]
+        if row.request.params.follows_output:
+            assert row.num_unread == 0, "the host must know the last token first"
+        if row.num_unread:
+            assert count == 1, "only the last token can be unknown to the host"
         if row.num_computed is None:
             assert first % self.block_size == 0, "only whole blocks are found in the cache"
         else:
@@ -149,10 +194,10 @@ class SimulatedDevice:
         if not step.sample[i]:
             return
         token = next_token(prefix, row.request.seed)
+        row.token_ids.append(token)
         if token == FAILS:
             result.errors[i] = ERROR_TEXT
             return
-        row.token_ids.append(token)
         result.token_ids[i] = token
         if row.request.params.logprobs is not None:
             result.logprobs[i] = logprob_of(row.token_ids)
@@ -179,6 +224,7 @@ def make_engine(
     max_waiting_requests: int = 100,
     step_token_budget: int = 16,
     prefix_caching: bool = True,
+    overlaps: bool = False,
 ) -> tuple[Engine, SimulatedDevice]:
     """A real engine on a simulated device."""
     device = SimulatedDevice(
@@ -186,6 +232,7 @@ def make_engine(
         block_size=block_size,
         max_rows=max_running_requests,
         budget=step_token_budget,
+        overlaps=overlaps,
     )
     engine = Engine(
         device,

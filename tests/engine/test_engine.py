@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -24,26 +25,45 @@ from dropless.errors import (
 
 from .simulated_device import EOS, VOCAB, logprob_of, make_engine, solo_output
 
-EOS_2, STOP, PLAIN = 3, 9, 10
+EOS_2, STOP, PLAIN, UNSEEN = 3, 9, 10, 11
+
+
+@pytest.fixture(params=[False, True], ids=["waiting", "overlapping"])
+def overlaps(request: pytest.FixtureRequest) -> bool:
+    """Whether steps are launched before the last one's tokens are known."""
+    return bool(request.param)
+
+
+@dataclass(frozen=True)
+class Answer:
+    outcome: StepResult
+
+    def result(self) -> StepResult:
+        return self.outcome
 
 
 class Script:
     """Answers a request's steps with the next of `outcomes`: a token, or a text that is an error.
-    `finishing` are places in it where the grammar is through."""
+    `finishing` are places in it where the grammar is through. What an overlapping device samples
+    behind them is for nobody."""
 
-    def __init__(self, outcomes: list[int | str], finishing: set[int] | None = None) -> None:
+    def __init__(
+        self, outcomes: list[int | str], finishing: set[int] | None, overlaps: bool
+    ) -> None:
         self._outcomes = outcomes
         self._finishing = finishing or set()
         self._place = 0
         self.steps: list[StepInput] = []
+        self.overlaps = overlaps
 
-    def execute(self, step: StepInput) -> StepResult:
+    def launch(self, step: StepInput) -> Answer:
         self.steps.append(step)
         result = StepResult([None] * len(step.rows), [None] * len(step.rows))
         for i, due in enumerate(step.sample):
             if not due:
                 continue
-            outcome = self._outcomes[self._place]
+            behind = self.overlaps and self._place >= len(self._outcomes)
+            outcome = UNSEEN if behind else self._outcomes[self._place]
             if isinstance(outcome, str):
                 result.errors[i] = outcome
             else:
@@ -51,15 +71,17 @@ class Script:
             if self._place in self._finishing:
                 result.grammar_finished.add(i)
             self._place += 1
-        return result
+        return Answer(result)
 
     def close(self) -> None:
         pass
 
 
-def scripted(outcomes: list[int | str], finishing: set[int] | None = None) -> Engine:
+def scripted(
+    outcomes: list[int | str], finishing: set[int] | None = None, *, overlaps: bool = False
+) -> Engine:
     return Engine(
-        Script(outcomes, finishing),
+        Script(outcomes, finishing, overlaps),
         Constraints(None, VOCAB, [EOS, EOS_2]),
         num_blocks=16,
         block_size=4,
@@ -209,10 +231,16 @@ def test_endings(
     tokens: list[int],
     reason: str,
     stop_token_id: int | None,
+    overlaps: bool,
 ) -> None:
-    delta = run_one(scripted(outcomes), make_request(**params))
+    engine = scripted(outcomes, overlaps=overlaps)
+    delta = run_one(engine, make_request(**params))
     assert delta.new_token_ids == tokens
     assert (delta.finish_reason, delta.stop_token_id) == (reason, stop_token_id)
+    stats = engine.stats()
+    assert (stats.generated_tokens, stats.kv_blocks_free) == (len(tokens), stats.kv_blocks_total)
+    late = overlaps and reason == "stop" and len(tokens) < params.get("max_tokens", 29)
+    assert stats.steps == len(tokens) + late, "only a stop token is found late"
 
 
 def test_the_runner_is_told_how_many_tokens_there_can_be() -> None:
@@ -222,10 +250,10 @@ def test_the_runner_is_told_how_many_tokens_there_can_be() -> None:
     assert device.steps[0].new_requests[0].params.max_tokens == 12
 
 
-def test_a_finished_grammar_stops_the_request() -> None:
-    delta = run_one(scripted([PLAIN, PLAIN], {1}), make_request())
+def test_a_finished_grammar_stops_the_request(overlaps: bool) -> None:
+    delta = run_one(scripted([PLAIN, PLAIN], {1}, overlaps=overlaps), make_request())
     assert (delta.finish_reason, delta.stop_token_id) == ("stop", None)
-    delta = run_one(scripted([PLAIN, EOS], {1}), make_request())
+    delta = run_one(scripted([PLAIN, EOS], {1}, overlaps=overlaps), make_request())
     assert (delta.finish_reason, delta.stop_token_id) == ("stop", EOS)
 
 
@@ -242,8 +270,20 @@ def test_an_error_ends_only_the_request_it_belongs_to() -> None:
     assert engine.stats().finished_requests == 2
 
 
-def test_aborting_gives_one_last_delta_to_each_live_request() -> None:
-    engine, _ = make_engine(max_running_requests=1)
+def test_an_error_that_is_found_late_ends_its_request_alone() -> None:
+    engine = scripted([PLAIN, PLAIN, "cannot go on", PLAIN, "again", PLAIN, EOS], overlaps=True)
+    engine.add_request(make_request("bad"))
+    engine.add_request(make_request("good"))
+    deltas = run(engine)
+    bad = [(delta.new_token_ids, delta.error) for delta in deltas if delta.request_id == "bad"]
+    assert bad == [([PLAIN], None), ([], "cannot go on")]
+    good = [delta.new_token_ids for delta in deltas if delta.request_id == "good"]
+    assert good == [[PLAIN], [PLAIN], [PLAIN], [EOS]]
+    assert engine.stats().generated_tokens == 5
+
+
+def test_aborting_gives_one_last_delta_to_each_live_request(overlaps: bool) -> None:
+    engine, _ = make_engine(max_running_requests=1, overlaps=overlaps)
     for name in "abc":
         engine.add_request(make_request(name, ignore_eos=True, seed=lasting_seed([5, 6, 7], 5)))
     engine.step()
@@ -281,8 +321,10 @@ def expected_prompt_logprobs(prompt: list[int]) -> list[TokenLogprob | None]:
     return [None, *(logprob_of(prompt[:n]) for n in range(2, len(prompt) + 1))]
 
 
-def test_prompt_logprobs_are_gathered_over_chunks_and_sent_with_the_first_token() -> None:
-    engine, _ = make_engine(step_token_budget=8)
+def test_prompt_logprobs_are_gathered_over_chunks_and_sent_with_the_first_token(
+    overlaps: bool,
+) -> None:
+    engine, _ = make_engine(step_token_budget=8, overlaps=overlaps)
     prompt = list(range(10, 45))
     seed = lasting_seed(prompt, 3)
     run_one(engine, make_request("before", prompt))  # now in the prefix cache
@@ -334,8 +376,8 @@ def test_cached_tokens_and_the_start_are_told_with_each_delta() -> None:
     assert run_one(engine, make_request("bob", [5] * 11, owner="bob")).num_cached_tokens == 0
 
 
-def test_an_answer_is_found_again_as_part_of_the_next_prompt() -> None:
-    engine, _ = make_engine()
+def test_an_answer_is_found_again_as_part_of_the_next_prompt(overlaps: bool) -> None:
+    engine, _ = make_engine(overlaps=overlaps)
     prompt = [5] * 3
     seed = lasting_seed(prompt, 10)
     first = run_one(engine, make_request("1", prompt, seed=seed, ignore_eos=True, max_tokens=10))
@@ -392,8 +434,12 @@ def test_a_step_without_work_does_nothing() -> None:
     assert device.steps == []
 
 
-def test_after_a_step_that_failed_all_go_on_from_where_they_stood() -> None:
-    engine, device = make_engine()
+@pytest.mark.parametrize("fail_at", ["launch", "result"])
+def test_after_a_step_that_failed_all_go_on_from_where_they_stood(
+    overlaps: bool, fail_at: Literal["launch", "result"]
+) -> None:
+    engine, device = make_engine(overlaps=overlaps)
+    device.fail_at = fail_at
     requests = [make_request(str(n), prompt=[5 + n] * 7, seed=n, ignore_eos=True) for n in range(6)]
     for request in requests:
         engine.add_request(request)
@@ -408,10 +454,42 @@ def test_after_a_step_that_failed_all_go_on_from_where_they_stood() -> None:
         assert tokens == solo_output(request, request.params.seed or 0, 64)[0]
 
 
+def test_a_step_runs_while_the_last_ones_tokens_are_taken_in() -> None:
+    engine, device = make_engine(overlaps=True)
+    for n in range(3):
+        seed = lasting_seed([5 + n] * 7, 20)
+        engine.add_request(make_request(str(n), [5 + n] * 7, seed=seed, ignore_eos=True))
+    for n in range(10):
+        engine.step()
+        assert len(device.steps) == n + 2
+    assert device.num_early == 10
+    engine.abort(["0", "1", "2"])
+    assert engine.stats().kv_blocks_free == engine.stats().kv_blocks_total
+    assert engine.has_work(), "the step that nobody wants is still to be waited for"
+    assert engine.step() == []
+    assert not engine.has_work()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"presence_penalty": 1.0}, {"frequency_penalty": 0.5}, {"repetition_penalty": 1.2}],
+)
+def test_a_token_that_depends_on_the_last_one_is_not_sampled_before_that_is_known(
+    params: dict[str, Any],
+) -> None:
+    engine, device = make_engine(overlaps=True)
+    request = make_request("a", seed=lasting_seed([5, 6, 7], 9), ignore_eos=True, **params)
+    engine.add_request(request)
+    for n in range(1, 9):
+        assert len(engine.step()) == 1
+        assert len(device.steps) == n + 1, "it is launched as soon as that is known"
+    assert device.num_early == 0
+
+
 def test_a_result_that_is_not_the_steps_is_an_error_of_the_engine() -> None:
     engine, device = make_engine()
     engine.add_request(make_request())
-    device.execute = lambda _: StepResult([], [])  # type: ignore[method-assign]
+    device.launch = lambda _: Answer(StepResult([], []))  # type: ignore[method-assign, assignment]
     with pytest.raises(EngineError, match="1 rows came back with 0 tokens"):
         engine.step()
 

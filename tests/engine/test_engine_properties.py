@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 import pytest
@@ -41,6 +42,7 @@ sampling = st.builds(
     stop_token_ids=st.just(()) | st.just((7, 8)),
     logprobs=st.none() | st.just(0),
     prompt_logprobs=st.none() | st.none() | st.just(0),
+    presence_penalty=st.sampled_from([0.0, 0.0, 0.0, 1.0]),  # the next token waits for the last
 )
 arrivals = st.builds(
     EngineRequest,
@@ -116,6 +118,7 @@ class Traffic(RuleBasedStateMachine):
         rows=st.integers(1, 6),
         budget=st.integers(1, 24),
         prefix_caching=st.sampled_from([True, True, True, False]),
+        overlaps=st.booleans(),
     )
     def make(
         self,
@@ -125,6 +128,7 @@ class Traffic(RuleBasedStateMachine):
         rows: int,
         budget: int,
         prefix_caching: bool,
+        overlaps: bool,
     ) -> None:
         self.max_len = min(max_model_len, num_blocks * block_size)
         self.prefix_caching = prefix_caching
@@ -135,6 +139,7 @@ class Traffic(RuleBasedStateMachine):
             max_running_requests=rows,
             step_token_budget=budget,
             prefix_caching=prefix_caching,
+            overlaps=overlaps,
         )
         self.followed: list[Followed] = []
         self.by_id: dict[str, Followed] = {}
@@ -171,8 +176,9 @@ class Traffic(RuleBasedStateMachine):
         self._push(deltas)
 
     @precondition(lambda self: self.engine.has_work())
-    @rule()
-    def step_that_fails(self) -> None:
+    @rule(fail_at=st.sampled_from(["launch", "result"]))
+    def step_that_fails(self, fail_at: Literal["launch", "result"]) -> None:
+        self.device.fail_at = fail_at
         self.device.fail_next = RuntimeError("a kernel failed")
         with pytest.raises(RuntimeError, match="a kernel failed"):
             self.engine.step()
@@ -186,7 +192,8 @@ class Traffic(RuleBasedStateMachine):
         assert stats.running + stats.waiting == len(live)
         assert stats.finished_requests == len(self.followed) - len(live)
         assert stats.generated_tokens == sum(len(each.token_ids) for each in self.followed)
-        assert self.engine.has_work() == bool(live)
+        assert self.engine.has_work() or not live
+        assert self.engine.has_work() == bool(live) or self.device.overlaps
         assert self.prefix_caching or stats.prefix_hit_tokens == 0
         if not live:
             assert stats.kv_blocks_free == stats.kv_blocks_total

@@ -11,6 +11,8 @@ import torch
 from dropless import LLM, SamplingParams
 from dropless.checkpoints.resolve import resolve
 from dropless.checkpoints.writer import write_tiny_dbrx
+from dropless.engine.executor import Executor
+from dropless.engine.step import LaunchedStep, StepInput
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,6 +41,41 @@ def test_greedy_on_the_gpu_equals_greedy_on_the_cpu(tmp_path: Path) -> None:
     assert greedy(tmp_path, "cuda", "float32", 32) == expected
     in_bfloat16 = greedy(tmp_path, "cuda", "bfloat16", 4)
     assert in_bfloat16 == [tokens[:4] for tokens in expected]
+
+
+def test_launching_a_step_waits_for_nothing_and_changes_no_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = Executor.launch
+
+    def launch_without_waiting(self: Executor, step: StepInput) -> LaunchedStep:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return launch(self, step)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    write_tiny_dbrx(tmp_path)
+    greedy_params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
+    mixed = [
+        SamplingParams(seed=1, max_tokens=20, top_p=0.9, stop_token_ids=tuple(range(0, 300, 7))),
+        SamplingParams(seed=2, max_tokens=9, top_k=20, min_p=0.02, logprobs=2, prompt_logprobs=1),
+        SamplingParams(seed=3, max_tokens=30, logit_bias={5: 3.0}, min_tokens=10),
+        SamplingParams(seed=4, max_tokens=30, presence_penalty=0.5, repetition_penalty=1.2),
+    ]
+    batches = [[greedy_params] * 4, mixed, [*mixed[:3], greedy_params]]
+
+    def run() -> list[list[int]]:
+        with LLM(str(tmp_path), device="cuda", dtype="float32", step_token_budget=48) as llm:
+            return [
+                result.token_ids for params in batches for result in llm.generate(PROMPTS, params)
+            ]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Executor, "overlaps", False)
+        expected = run()
+    monkeypatch.setattr(Executor, "launch", launch_without_waiting)
+    assert run() == expected
 
 
 def test_four_layers_of_dbrx_generate_in_bfloat16(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def compute(cache: KVCache, request: Request) -> Request:
     count = len(request.token_ids) - request.num_computed
     assert cache.grow(request, count) == count
     request.num_computed += count
-    cache.register(request)
+    cache.register(request, request.num_computed)
     return request
 
 
@@ -105,7 +105,7 @@ def test_blocks_are_known_only_once_they_are_computed(cache: KVCache) -> None:
     assert cache.grow(first, 10) == 10
     assert num_hits(cache, make_request([*range(10)])) == 0
     first.num_computed = 6
-    cache.register(first)
+    cache.register(first, first.num_computed)
     assert num_hits(cache, make_request([*range(10)])) == 4
 
 
@@ -129,7 +129,7 @@ def test_equal_blocks_computed_side_by_side_are_known_once(cache: KVCache) -> No
         assert cache.grow(twin, 8) == 8
     for twin in twins:
         twin.num_computed = 8
-        cache.register(twin)
+        cache.register(twin, twin.num_computed)
     third = make_request([*range(9)])
     assert cache.start(third, reserve=0)
     assert third.blocks == twins[0].blocks

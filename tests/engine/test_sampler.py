@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dropless.engine.sampler import Sampler, SamplingRow
+from dropless.engine.sampler import Sampled, Sampler
 from dropless.engine.sampling_params import GrammarSpec, SamplingParams
+from dropless.engine.sampling_row import SamplingRow
 from dropless.engine.uniforms import uniforms
 from dropless.text.grammar import GrammarCompiler
 from dropless.text.tokenizer import ByteTokenizer
@@ -37,6 +38,17 @@ class Case:
             generated=self.generated,
             end_token_ids=end_token_ids,
         )
+
+
+def sample(sampler: Sampler, logits: torch.Tensor, rows: list[SamplingRow]) -> Sampled:
+    """All parts of one launch, as one."""
+    sampled = Sampled()
+    for part in [sampling.finish() for sampling in sampler.launch(logits, rows)]:
+        start = len(sampled.token_ids)
+        sampled.token_ids += part.token_ids
+        sampled.logprobs += part.logprobs
+        sampled.errors |= {start + i: error for i, error in part.errors.items()}
+    return sampled
 
 
 @st.composite
@@ -67,7 +79,7 @@ def test_every_mix_of_parameters_equals_the_reference(data: st.DataObject) -> No
     logits = (noise.standard_normal((len(batch), vocab)) * scale).astype(np.float32)
     ends, holes = (2, 7), [vocab - 1, 5]
     sampler = Sampler(holes, CPU)
-    sampled = sampler.sample(torch.from_numpy(logits.copy()), [c.row(ends) for c in batch])
+    sampled = sample(sampler, torch.from_numpy(logits.copy()), [c.row(ends) for c in batch])
     assert sampled.errors == {}
     for i, case in enumerate(batch):
         too_early = len(case.generated) < case.params.min_tokens
@@ -92,7 +104,7 @@ def test_frequencies_follow_the_distribution(params: SamplingParams) -> None:
     draws = 20_000
     logits = (np.random.default_rng(1).standard_normal(SMALL) * 2).astype(np.float32)
     batch = torch.from_numpy(np.tile(logits, (draws, 1)))
-    sampled = Sampler([], CPU).sample(batch, [SamplingRow(params, seed) for seed in range(draws)])
+    sampled = sample(Sampler([], CPU), batch, [SamplingRow(params, seed) for seed in range(draws)])
     expected = distribution(logits, params, [], [], forbidden=[], allowed=None) * draws
     counts = Counter(sampled.token_ids)
     assert all(expected[token] > 0 for token in counts if token is not None)
@@ -140,17 +152,17 @@ def test_a_row_samples_the_same_whatever_its_neighbours(data: st.DataObject) -> 
     noise = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     own = torch.from_numpy(noise.standard_normal((1, LARGE)).astype(np.float32) * 4)
     others = torch.from_numpy(noise.standard_normal((len(neighbours), LARGE)).astype(np.float32))
-    alone = Sampler([], CPU).sample(own.clone(), [case.row()])
+    alone = sample(Sampler([], CPU), own.clone(), [case.row()])
     batch = [*neighbours[:place], case, *neighbours[place:]]
     logits = torch.cat([others[:place], own, others[place:]])
-    crowd = Sampler([], CPU).sample(logits, [each.row() for each in batch])
+    crowd = sample(Sampler([], CPU), logits, [each.row() for each in batch])
     assert crowd.token_ids[place] == alone.token_ids[0]
 
 
 def test_ties_at_a_cut_are_all_kept() -> None:
     logits = torch.zeros(4000, LARGE)
     params = SamplingParams(top_k=3, top_p=0.5)
-    sampled = Sampler([], CPU).sample(logits, [SamplingRow(params, i) for i in range(4000)])
+    sampled = sample(Sampler([], CPU), logits, [SamplingRow(params, i) for i in range(4000)])
     assert len(set(sampled.token_ids)) > 600
 
 
@@ -166,7 +178,7 @@ def test_broken_logits_fail_their_row_alone(value: float) -> None:
             SamplingRow(params, 0),
             SamplingRow(SamplingParams(temperature=0.0, logprobs=1), 0),
         ]
-        sampled = Sampler([], CPU).sample(logits.clone(), rows)
+        sampled = sample(Sampler([], CPU), logits.clone(), rows)
         assert sampled.token_ids == [expected[0], None, expected[2]]
         assert list(sampled.errors) == [1]
         wanted = "no token is left" if value == -math.inf else "not finite"
@@ -182,7 +194,7 @@ def test_logprobs_are_of_the_untouched_distribution() -> None:
         SamplingRow(SamplingParams(temperature=0.0, logprobs=3, **params), 0, generated=best[:1]),
         SamplingRow(SamplingParams(temperature=0.0, logprobs=0), 0),
     ]
-    sampled = Sampler([best[2]], CPU).sample(logits.clone(), rows)
+    sampled = sample(Sampler([best[2]], CPU), logits.clone(), rows)
     first, second = sampled.logprobs
     assert first is not None
     assert second is not None
@@ -198,9 +210,9 @@ def test_large_batches_are_sampled_in_chunks_and_equal_one_by_one() -> None:
     logits = torch.randn(20, vocab, generator=torch.Generator().manual_seed(5))
     logits[13, 0] = math.nan
     params = SamplingParams(top_k=20, logprobs=1)
-    together = Sampler([], CPU).sample(logits.clone(), [SamplingRow(params, i) for i in range(20)])
+    together = sample(Sampler([], CPU), logits.clone(), [SamplingRow(params, i) for i in range(20)])
     singles = [
-        Sampler([], CPU).sample(logits[i : i + 1].clone(), [SamplingRow(params, i)])
+        sample(Sampler([], CPU), logits[i : i + 1].clone(), [SamplingRow(params, i)])
         for i in range(20)
     ]
     assert together.token_ids == [single.token_ids[0] for single in singles]
@@ -211,7 +223,7 @@ def generate(row: SamplingRow, steps: int, logits: torch.Tensor, vocab: int) -> 
     sampler = Sampler(ByteTokenizer().unsampleable_ids(vocab), CPU)
     tokens: list[int] = []
     for _ in range(steps):
-        sampled = sampler.sample(logits.clone(), [row])
+        sampled = sample(sampler, logits.clone(), [row])
         assert sampled.errors == {}
         token = sampled.token_ids[0]
         assert token is not None

@@ -49,6 +49,12 @@ def add(scheduler: Scheduler, *requests: Request) -> None:
         scheduler.add(request)
 
 
+def next_step(scheduler: Scheduler) -> ScheduledStep:
+    step = scheduler.schedule()
+    assert step is not None
+    return step
+
+
 def answer(scheduler: Scheduler, step: ScheduledStep) -> list[TokenDelta]:
     """As a model does: a new token wherever one is due."""
     tokens = [next(_tokens) if due else None for due in step.input.sample]
@@ -59,7 +65,7 @@ def run(scheduler: Scheduler, steps: int = 1) -> list[dict[str, int]]:
     """Tokens of each request in each step, in the order of the rows."""
     seen = []
     for _ in range(steps):
-        step = scheduler.schedule()
+        step = next_step(scheduler)
         names = [request.request_id for request in step.requests]
         seen.append(dict(zip(names, step.input.num_tokens, strict=True)))
         answer(scheduler, step)
@@ -71,7 +77,7 @@ def test_a_long_prompt_is_computed_in_chunks_and_sampled_once_at_its_end() -> No
     scheduler.add(make_request("long", 40))
     steps = []
     for _ in range(4):
-        step = scheduler.schedule()
+        step = next_step(scheduler)
         steps.append((step.input.num_computed, step.input.num_tokens, step.input.sample))
         deltas = answer(scheduler, step)
         assert len(deltas) == step.input.sample.count(True)
@@ -99,7 +105,7 @@ def test_rows_with_one_token_stand_first_whatever_they_are() -> None:
     add(scheduler, make_request("two", 2), make_request("one", 1), make_request("rest", 30))
     [step] = run(scheduler)
     assert list(step.items()) == [("one", 1), ("two", 2), ("rest", 13)]
-    step = scheduler.schedule().input
+    step = next_step(scheduler).input
     assert step.num_tokens == [1, 1, 14]
 
 
@@ -148,7 +154,7 @@ def test_without_a_free_block_the_youngest_makes_room_and_loses_nothing() -> Non
 
     seen = []
     while "young" in scheduler:
-        step = scheduler.schedule()
+        step = next_step(scheduler)
         seen += step.input.new_requests
         answer(scheduler, step)
     [restart] = seen
@@ -164,16 +170,16 @@ def test_the_row_of_a_preempted_request_is_freed_in_the_same_step() -> None:
     scheduler = make_scheduler(blocks=6, budget=32)
     add(scheduler, make_request("old", 7), make_request("young", 7))
     run(scheduler)
-    young = scheduler.schedule()
+    young = next_step(scheduler)
     [row] = [r.row for r in young.requests if r.request_id == "young"]
     answer(scheduler, young)
     freed = []
     while scheduler.num_running == 2:
-        step = scheduler.schedule()
+        step = next_step(scheduler)
         freed = step.input.freed_rows
         answer(scheduler, step)
     assert freed == [row]
-    assert scheduler.schedule().input.freed_rows == []
+    assert next_step(scheduler).input.freed_rows == []
 
 
 def test_lower_priority_is_preempted_before_a_later_arrival() -> None:
@@ -191,7 +197,7 @@ def test_preempted_requests_come_back_in_order_before_those_that_never_ran() -> 
     add(scheduler, *(make_request(name, 7, output=22) for name in "abcd"))
     started: list[str] = []
     while "d" in scheduler:
-        step = scheduler.schedule()
+        step = next_step(scheduler)
         started += [new.request_id for new in step.input.new_requests]
         answer(scheduler, step)
     assert scheduler.counters.preemptions >= 2
@@ -292,10 +298,10 @@ def test_several_may_have_more_than_one_token_to_go() -> None:
 def test_freed_rows_are_told_before_they_are_given_away_again() -> None:
     scheduler = make_scheduler(rows=1)
     add(scheduler, make_request("a", 2, output=1), make_request("b", 2, output=1))
-    first = scheduler.schedule()
+    first = next_step(scheduler)
     assert first.input.freed_rows == []
     answer(scheduler, first)
-    second = scheduler.schedule()
+    second = next_step(scheduler)
     assert second.input.freed_rows == first.input.rows
     assert [new.row for new in second.input.new_requests] == first.input.rows
 
@@ -319,10 +325,10 @@ def test_what_ran_waits_again_after_preempt_all() -> None:
     scheduler = make_scheduler(cache=cache)
     add(scheduler, make_request("a", 5), make_request("b", 5))
     run(scheduler, 3)
-    scheduler.schedule()
+    next_step(scheduler)
     scheduler.preempt_all()
     cache.check_all_free()
-    step = scheduler.schedule()
+    step = next_step(scheduler)
     assert [len(new.token_ids) for new in step.input.new_requests] == [8, 8]
     assert [new.request_id for new in step.input.new_requests] == ["a", "b"]
     assert sorted(step.input.freed_rows) == [*range(8)], "whatever the runner held, it forgets"
@@ -342,8 +348,9 @@ def test_a_result_of_another_step_changes_nothing(result: StepResult, message: s
     scheduler = make_scheduler(budget=16)
     requests = [make_request("short", 2), make_request("long", 40)]
     add(scheduler, *requests)
-    step = scheduler.schedule()
+    step = next_step(scheduler)
     with pytest.raises(EngineError, match=message):
         scheduler.update(step, result)
-    assert [request.num_computed for request in requests] == [0, 0]
+    assert [request.num_pending for request in requests] == [1, 0]
+    assert [request.num_registered for request in requests] == [0, 0]
     assert [len(request.token_ids) for request in requests] == [2, 40]

@@ -25,6 +25,11 @@ pytestmark = [
 
 PROMPTS = [[11, 45, 97, 3, 200, 154, 9], [7] * 40, list(range(5, 120))]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True)
+MIXED = [
+    SamplingParams(seed=5, max_tokens=20, top_p=0.9, ignore_eos=True),
+    SamplingParams(seed=6, max_tokens=20, repetition_penalty=1.3, ignore_eos=True),
+    GREEDY,
+]
 
 
 def test_two_gpus_give_the_tokens_of_one_and_a_killed_rank_is_an_error(tmp_path: Path) -> None:
@@ -32,8 +37,10 @@ def test_two_gpus_give_the_tokens_of_one_and_a_killed_rank_is_an_error(tmp_path:
     settings = {"device": "cuda", "dtype": "float32", "kv_cache_bytes": 2**24}
     with LLM(tmp_path, **settings) as alone:
         expected = [result.token_ids for result in alone.generate(PROMPTS, GREEDY)]
+        expected_mixed = [result.token_ids for result in alone.generate(PROMPTS, MIXED)]
     with LLM(tmp_path, tensor_parallel_size=2, **settings) as on_two:
         assert [result.token_ids for result in on_two.generate(PROMPTS, GREEDY)] == expected
+        assert [result.token_ids for result in on_two.generate(PROMPTS, MIXED)] == expected_mixed
         (rank_1,) = rank_processes()
         threading.Timer(0.1, os.kill, (rank_1, signal.SIGKILL)).start()
         started = time.monotonic()

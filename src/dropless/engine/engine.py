@@ -1,10 +1,16 @@
-"""The engine: checks requests at the door, then schedules, runs and accounts step after step."""
+"""The engine: checks requests at the door, then schedules, runs and accounts step after step.
+
+On a device that computes by itself the next step is scheduled and launched while one runs, so that
+the device always has work: what follows from a step's tokens is done in the time of the next.
+"""
 
 from __future__ import annotations
 
 import itertools
 import secrets
 import time
+from collections import deque
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -13,18 +19,33 @@ from dropless.engine.constraints import Constraints
 from dropless.engine.kv_cache import KVCache
 from dropless.engine.messages import EngineRequest, EngineStats, TokenDelta
 from dropless.engine.request import Request
-from dropless.engine.scheduler import Scheduler
-from dropless.engine.step import StepInput, StepResult
+from dropless.engine.scheduler import ScheduledStep, Scheduler
+from dropless.engine.step import LaunchedStep, StepInput
 from dropless.errors import ContextLengthError, EngineOverloadedError, InvalidRequestError
 
 RETRY_AFTER_S = 1.0  # when the queue is full; it moves with every request that ends
 
 
 class StepExecutor(Protocol):
-    """Whoever computes a step: `dropless.engine.executor.Executor`."""
+    """Whoever computes steps, in the order in which they are launched:
+    `dropless.engine.executor.Executor`."""
 
-    def execute(self, step: StepInput) -> StepResult: ...
+    @property
+    def overlaps(self) -> bool:
+        """Whether a launched step is computed while the host does something else."""
+
+    def launch(self, step: StepInput) -> LaunchedStep:
+        """Start a step. A result that nobody asks for is lost, and changes nothing."""
+
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    """A step whose result is not known yet."""
+
+    scheduled: ScheduledStep
+    launched: LaunchedStep
 
 
 class Engine:
@@ -56,6 +77,7 @@ class Engine:
             max_running_requests=max_running_requests,
             step_token_budget=step_token_budget,
         )
+        self._in_flight: deque[_InFlight] = deque()  # the oldest first; at most two
         self._arrivals = itertools.count()
         self._steps = 0
         self._last_step_s = 0.0
@@ -91,35 +113,33 @@ class Engine:
     def abort(self, request_ids: list[str]) -> list[TokenDelta]:
         """End these requests; the last delta of each that was live."""
         deltas = [self._scheduler.abort(request_id) for request_id in request_ids]
-        if not self.has_work():
+        if not self._has_requests():
             self.check_integrity()
         return [delta for delta in deltas if delta is not None]
 
     def has_work(self) -> bool:
-        return self._scheduler.num_running > 0 or self._scheduler.num_waiting > 0
+        """Whether `step` has something to do: a request is live or a step not finished."""
+        return bool(self._in_flight) or self._has_requests()
 
     def step(self) -> list[TokenDelta]:
-        """Compute one step; a delta for each request that got a token or ended. Does nothing when
-        there is no work. If it raises, every request stands where it stood before and, should the
-        executor still work, goes on from there."""
+        """Finish one step; a delta for each request that got a token or ended in it. The next one
+        runs by then, where the executor overlaps. Does nothing when there is no work. If it raises,
+        every request stands where it stood before and, should the executor still work, goes on
+        from there."""
         if not self.has_work():
             return []
         started = time.perf_counter()
+        self._last_schedule_s = 0.0
         try:
-            step = self._scheduler.schedule()
-            scheduled = time.perf_counter()
-            result = self._executor.execute(step.input)
-            executed = time.perf_counter()
-            deltas = self._scheduler.update(step, result)
+            deltas = self._finish_step()
         except BaseException:
+            self._in_flight.clear()
             self._scheduler.preempt_all()
             raise
-        if not self.has_work():
+        if not self._has_requests():
             self.check_integrity()
-        ended = time.perf_counter()
         self._steps += 1
-        self._last_step_s = ended - started
-        self._last_schedule_s = (scheduled - started) + (ended - executed)
+        self._last_step_s = time.perf_counter() - started
         return deltas
 
     def stats(self) -> EngineStats:
@@ -149,6 +169,33 @@ class Engine:
 
     def close(self) -> None:
         self._executor.close()
+
+    def _has_requests(self) -> bool:
+        return self._scheduler.num_running > 0 or self._scheduler.num_waiting > 0
+
+    def _finish_step(self) -> list[TokenDelta]:
+        """Wait for the oldest step with the next one behind it: launched before, where that may be,
+        or as soon as the oldest step's tokens are known."""
+        overlaps = self._executor.overlaps
+        if not self._in_flight:
+            self._launch_step()
+        if overlaps and self._in_flight[0].scheduled.can_run_on:
+            self._launch_step()
+        oldest = self._in_flight.popleft()
+        result = oldest.launched.result()
+        started = time.perf_counter()
+        deltas = self._scheduler.update(oldest.scheduled, result)
+        self._last_schedule_s += time.perf_counter() - started
+        if overlaps and not self._in_flight:
+            self._launch_step()
+        return deltas
+
+    def _launch_step(self) -> None:
+        started = time.perf_counter()
+        step = self._scheduler.schedule()
+        self._last_schedule_s += time.perf_counter() - started
+        if step is not None:
+            self._in_flight.append(_InFlight(step, self._executor.launch(step.input)))
 
     def _check_prompt(self, token_ids: list[int]) -> None:
         if not token_ids:

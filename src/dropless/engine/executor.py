@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import msgspec
 import torch
@@ -12,7 +13,7 @@ from dropless.engine.constraints import Constraints
 from dropless.engine.load import load_runner
 from dropless.engine.memory import MemoryPlan
 from dropless.engine.runner import Runner
-from dropless.engine.step import StepInput, StepResult
+from dropless.engine.step import LaunchedStep, StepInput, StepResult
 from dropless.parallel.group import SOLO, Group, PeersLostError
 from dropless.parallel.rank_messages import STARTED, Place, Reached
 from dropless.parallel.rank_processes import RankProcesses
@@ -23,11 +24,11 @@ _LOADED = "loaded"
 
 
 class _Order(msgspec.Struct, frozen=True, array_like=True):
-    """What rank 0 sends to the others: a step, and what the step before it sampled."""
+    """What rank 0 sends to the others: a step, and the tokens that it computes in the place of
+    sampled ones, by row."""
 
     step: StepInput
-    sampled_rows: list[int]
-    sampled_ids: list[int]
+    replaced: dict[int, int]
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -40,9 +41,14 @@ class Executor:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
 
-    def execute(self, step: StepInput) -> StepResult:
-        """Compute one step and sample. Errors of single rows are in the result."""
-        return self._runner.execute(step)
+    @property
+    def overlaps(self) -> bool:
+        """Whether a launched step is computed while the host does something else: on GPUs."""
+        return self._runner.device.type == "cuda"
+
+    def launch(self, step: StepInput) -> LaunchedStep:
+        """Start to compute one step and sample. Errors of single rows are in its result."""
+        return self._runner.launch(step)
 
     def close(self) -> None:
         """End what was started for it. May be called again."""
@@ -55,22 +61,43 @@ class ParallelExecutor(Executor):
         super().__init__(runner)
         self._ranks = ranks
         self._group = group
-        self._sampled_rows: list[int] = []
-        self._sampled_ids: list[int] = []
+        self._checks: torch.cuda.Stream | None = None
+        if runner.device.type == "cuda":
+            self._checks = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
-    def execute(self, step: StepInput) -> StepResult:
-        """Compute one step on all ranks.
+    def launch(self, step: StepInput) -> LaunchedStep:
+        """Start one step on all ranks.
 
         Raises:
             EngineError: a rank failed or died, and which; or the executor is closed.
         """
         self._ranks.check()
-        try:
-            order = _Order(step, self._sampled_rows, self._sampled_ids)
+        with self._failing_together():
+            order = _Order(step, dict(self._runner.replaced))
             self._ranks.send(_encoder.encode(order))
-            result = super().execute(step)
+            return _CheckedStep(super().launch(step), self)
+
+    def finish(self, launched: LaunchedStep) -> StepResult:
+        """The result of a step that no rank has failed in.
+
+        Raises:
+            EngineError: a rank failed or died, and which.
+        """
+        with self._failing_together():
+            result = launched.result()
             self._ranks.check()  # on a GPU a broken sum goes by without an exception; these two
-            self._group.check()  # raise before anybody sees what it has led to
+            with torch.cuda.stream(self._checks):  # not behind the next step
+                self._group.check()  # raise before anybody sees what it has led to
+            return result
+
+    def close(self) -> None:
+        """End the processes of the other ranks. May be called again."""
+        self._ranks.close()
+
+    @contextmanager
+    def _failing_together(self) -> Iterator[None]:
+        try:
+            yield
         except PeersLostError as lost:
             cause = self._ranks.cause()
             self.close()
@@ -78,18 +105,18 @@ class ParallelExecutor(Executor):
         except BaseException:
             self.close()
             raise
-        self._note_sampled(step, result)
-        return result
 
-    def close(self) -> None:
-        """End the processes of the other ranks. May be called again."""
-        self._ranks.close()
 
-    def _note_sampled(self, step: StepInput, result: StepResult) -> None:
-        pairs = zip(step.rows, result.token_ids, strict=True)
-        sampled = [(row, token_id) for row, token_id in pairs if token_id is not None]
-        self._sampled_rows = [row for row, _ in sampled]
-        self._sampled_ids = [token_id for _, token_id in sampled]
+class _CheckedStep:
+    """A step of several ranks."""
+
+    def __init__(self, launched: LaunchedStep, executor: ParallelExecutor) -> None:
+        self._launched = launched
+        self._executor = executor
+
+    def result(self) -> StepResult:
+        """Raises as `ParallelExecutor.finish`."""
+        return self._executor.finish(self._launched)
 
 
 def start_executor(
@@ -146,7 +173,7 @@ def follow_rank_0(
     place.link.send(Reached(_LOADED))
     while True:
         order = _decoder.decode(place.link.recv_bytes())
-        runner.note_sampled(order.sampled_rows, order.sampled_ids)
+        runner.replace(order.replaced)
         runner.follow(order.step)
 
 

@@ -148,11 +148,11 @@ class KVCache:
             request.new_blocks += blocks
         return min(num_tokens, len(request.blocks) * self.block_size - request.num_computed)
 
-    def register(self, request: Request) -> None:
-        """Offer the blocks that have been filled since the last time to later requests."""
+    def register(self, request: Request, num_computed: int) -> None:
+        """Offer the blocks that its first `num_computed` tokens fill to later requests."""
         if not self._prefix_caching:
             return
-        for i in range(request.num_registered, request.num_computed // self.block_size):
+        for i in range(request.num_registered, num_computed // self.block_size):
             self._pool.register(request.blocks[i], self._hash(request, i))
             request.num_registered = i + 1
 

@@ -10,7 +10,6 @@ import torch
 from dropless.checkpoints.open import open_checkpoint
 from dropless.engine.config import EngineConfig
 from dropless.engine.constraints import Constraints
-from dropless.engine.decode_graphs import DecodeGraphs
 from dropless.engine.huge_pages import use_huge_pages
 from dropless.engine.memory import MemoryPlan
 from dropless.engine.runner import Runner
@@ -41,6 +40,7 @@ def load_runner(
         device=device,
         group=group,
         quantization=plan.quantization,
+        expert_parallel=config.expert_parallel,
         on_read=lambda done: progress("loading weights", min(1.0, done / own_bytes)),
     )
     heads = group.slice_of(model.config.num_kv_heads, "key and value heads")[1]
@@ -57,23 +57,15 @@ def load_runner(
     if plan.device == "cpu":
         threading.Thread(target=use_huge_pages, name="huge-pages", daemon=True).start()
     torch.set_num_threads(plan.threads)
-    graphs = None
-    if plan.device == "cuda":
-        graphs = DecodeGraphs(
-            model,
-            kv_caches,
-            device=device,
-            max_rows=config.max_running_requests,
-            max_model_len=plan.max_model_len,
-            spare_block=plan.num_blocks,
-        )
-        graphs.capture_all(lambda done: progress("capturing CUDA graphs", done))
-    return Runner(
+    runner = Runner(
         model,
         kv_caches,
         device=device,
+        group=group,
         max_rows=config.max_running_requests,
         max_model_len=plan.max_model_len,
         constraints=constraints,
-        decode_graphs=graphs,
     )
+    if plan.device == "cuda":
+        runner.capture_graphs(plan.num_blocks, lambda done: progress("capturing CUDA graphs", done))
+    return runner

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dropless.engine.sampling_params import SamplingParams
+from dropless.engine.transfer import to_device
 
 
 class TokenCounts:
@@ -47,14 +48,6 @@ class TokenCounts:
         self._times[place] += 1.0
 
 
-def has_penalties(params: SamplingParams) -> bool:
-    return (
-        params.repetition_penalty != 1.0
-        or params.presence_penalty != 0.0
-        or params.frequency_penalty != 0.0
-    )
-
-
 def apply_penalties(
     logits: Tensor,
     rows: Sequence[int],
@@ -69,19 +62,22 @@ def apply_penalties(
     """
     sizes = [len(count.ids) for count in counts]
 
-    def spread(name: str) -> Tensor:
-        values = np.array([getattr(p, name) for p in params], dtype=np.float32)
-        return torch.from_numpy(np.repeat(values, sizes)).to(logits.device)
+    def spread(name: str) -> NDArray[np.float32]:
+        return np.repeat(np.array([getattr(p, name) for p in params], dtype=np.float32), sizes)
 
-    at_rows = torch.from_numpy(np.repeat(np.asarray(rows), sizes)).to(logits.device)
-    at_ids = torch.from_numpy(np.concatenate([count.ids for count in counts])).to(logits.device)
-    times = np.concatenate([count.times_generated for count in counts])
-    generated = torch.from_numpy(times).to(logits.device)
-    repetition = spread("repetition_penalty")
+    at_rows, at_ids, generated, repetition, frequency, presence = to_device(
+        logits.device,
+        np.repeat(np.asarray(rows, dtype=np.int64), sizes),
+        np.concatenate([count.ids for count in counts]),
+        np.concatenate([count.times_generated for count in counts]),
+        spread("repetition_penalty"),
+        spread("frequency_penalty"),
+        spread("presence_penalty"),
+    )
     values = logits[at_rows, at_ids]
     values = torch.where(values > 0, values / repetition, values * repetition)
-    values -= spread("frequency_penalty") * generated
-    values -= spread("presence_penalty") * (generated > 0)
+    values -= frequency * generated
+    values -= presence * (generated > 0)
     logits[at_rows, at_ids] = values
 
 
@@ -92,14 +88,13 @@ def add_biases(
     values: Sequence[Sequence[float]],
 ) -> None:
     """Add `values[i]` (-inf forbids) to the tokens `ids[i]` of `logits[rows[i]]`, in place."""
-    at_rows = np.repeat(np.asarray(rows), [len(some) for some in ids])
-    at_ids = np.concatenate([np.asarray(some, dtype=np.int64) for some in ids])
-    added = np.concatenate([np.asarray(some, dtype=np.float32) for some in values])
-    place = (
-        torch.from_numpy(at_rows).to(logits.device),
-        torch.from_numpy(at_ids).to(logits.device),
+    at_rows, at_ids, added = to_device(
+        logits.device,
+        np.repeat(np.asarray(rows, dtype=np.int64), [len(some) for some in ids]),
+        np.concatenate([np.asarray(some, dtype=np.int64) for some in ids]),
+        np.concatenate([np.asarray(some, dtype=np.float32) for some in values]),
     )
-    logits.index_put_(place, torch.from_numpy(added).to(logits.device), accumulate=True)
+    logits.index_put_((at_rows, at_ids), added, accumulate=True)
 
 
 def keep_allowed(logits: Tensor, rows: Sequence[int], masks: NDArray[np.uint32]) -> None:
@@ -107,8 +102,7 @@ def keep_allowed(logits: Tensor, rows: Sequence[int], masks: NDArray[np.uint32])
 
     `masks` is [n, ceil(vocab / 32)]: bit j % 32 of word j // 32 for token j.
     """
-    words = torch.from_numpy(masks.view(np.int32)).to(logits.device)
+    words, at = to_device(logits.device, masks.view(np.int32), np.asarray(rows, dtype=np.int64))
     bits = torch.arange(32, dtype=torch.int32, device=logits.device)
     allowed = ((words.unsqueeze(-1) >> bits) & 1).bool().flatten(1)[:, : logits.shape[1]]
-    at = torch.tensor(list(rows), device=logits.device)
     logits[at] = logits[at].masked_fill_(~allowed, -torch.inf)

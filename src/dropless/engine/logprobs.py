@@ -4,30 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from dropless.engine.messages import TokenLogprob
+from dropless.engine.transfer import Fetched
 
 
-def token_logprobs(
-    logits: Tensor, token_ids: Sequence[int], num_top: Sequence[int]
-) -> list[TokenLogprob]:
-    """The log probability of `token_ids[i]` under row i, with its `num_top[i]` most likely
-    alternatives.
+class TokenLogprobs:
+    """The log probability of one token under each row of logits, with the row's most likely
+    alternatives, on their way from the device."""
 
-    Args:
-        logits: [n, vocab] float32, as the model gave them.
-        token_ids: n ids.
-        num_top: n counts, 0 or more.
-    """
-    log_total = logits.logsumexp(dim=-1, keepdim=True)
-    own_ids = torch.tensor(token_ids, device=logits.device).unsqueeze(1)
-    own = (logits.gather(1, own_ids) - log_total).squeeze(1).tolist()
-    top = logits.topk(max(num_top), dim=-1)
-    top_values = (top.values - log_total).tolist()
-    top_ids = top.indices.tolist()
-    return [
-        TokenLogprob(token_id, own[i], list(zip(top_ids[i][:count], top_values[i], strict=False)))
-        for i, (token_id, count) in enumerate(zip(token_ids, num_top, strict=True))
-    ]
+    def __init__(self, logits: Tensor, token_ids: Tensor, num_top: Sequence[int]) -> None:
+        """
+        Args:
+            logits: [n, vocab] float32, as the model gave them.
+            token_ids: [n] int64.
+            num_top: n counts of alternatives, 0 or more.
+        """
+        log_total = logits.logsumexp(dim=-1, keepdim=True)
+        own = (logits.gather(1, token_ids.unsqueeze(1)) - log_total).squeeze(1)
+        top = logits.topk(max(num_top), dim=-1)
+        self._num_top = num_top
+        self._fetched = Fetched(token_ids, own, top.indices, top.values - log_total)
+
+    def wait(self) -> list[TokenLogprob]:
+        """One entry a row."""
+        token_ids, own, top_ids, top_values = (part.tolist() for part in self._fetched.wait())
+        return [
+            TokenLogprob(token_id, value, list(zip(ids[:count], values, strict=False)))
+            for token_id, value, ids, values, count in zip(
+                token_ids, own, top_ids, top_values, self._num_top, strict=True
+            )
+        ]

@@ -11,12 +11,14 @@ from dropless.engine.sampling_params import SamplingParams
 from dropless.engine.step import NewRequest
 
 NO_ROW = -1
+NOT_STARTED = 2**63
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """`token_ids` is the prompt and what was generated so far; `num_computed` of them have their
-    keys and values in `blocks`. The scheduler lets `num_computed` chase `len(token_ids)`."""
+    """`token_ids` is the prompt and what was generated so far. `num_pending` more tokens will come
+    from steps whose results are not known yet. Of all these, `num_computed` have their keys and
+    values in `blocks` once the steps that are scheduled have run."""
 
     request_id: str
     owner: str
@@ -30,6 +32,9 @@ class Request:
 
     row: int = NO_ROW  # in the runner's tables, while running
     num_computed: int = 0
+    num_pending: int = 0
+    started_in: int = NOT_STARTED  # the number of the step in which it took its row
+    ended: bool = False  # what steps still bring for it is of no interest
     blocks: list[int] = field(default_factory=list)
     new_blocks: list[int] = field(default_factory=list)  # of `blocks`, those not yet in a step
     num_registered: int = 0  # leading blocks that were offered to the prefix cache
@@ -40,7 +45,10 @@ class Request:
     # Gathered while the prompt is computed; None when not asked for, or sent.
     prompt_logprobs: list[TokenLogprob | None] | None = None
 
+    follows_output: bool = field(init=False)  # as its params
+
     def __post_init__(self) -> None:
+        self.follows_output = self.params.follows_output
         if self.params.prompt_logprobs is not None:
             self.prompt_logprobs = []
 
@@ -50,9 +58,15 @@ class Request:
         still be computed."""
         return self.prompt_logprobs is None
 
-    def start(self, row: int) -> NewRequest:
-        """Take a row; what the runner must know to run this request there."""
+    @property
+    def ends_with_pending(self) -> bool:
+        """Whether its pending token fills it up, whatever token that is."""
+        return self.num_pending > 0 and len(self.token_ids) + self.num_pending >= self.max_len
+
+    def start(self, row: int, step_number: int) -> NewRequest:
+        """Take a row in this step; what the runner must know to run this request there."""
         self.row = row
+        self.started_in = step_number
         params = self.params
         if params.prompt_logprobs is not None and self.prompt_logprobs is None:
             params = msgspec.structs.replace(params, prompt_logprobs=None)  # they are sent
@@ -66,16 +80,25 @@ class Request:
         )
 
     def reset(self) -> None:
-        """Forget what was computed, once its row and blocks are given back. Tokens stay."""
+        """Forget what was computed, once its row and blocks are given back. Tokens stay, and one
+        that is pending will still be accepted, with all log probabilities of the prompt."""
         self.row = NO_ROW
         self.num_computed = 0
-        if self.prompt_logprobs is not None:
+        self.started_in = NOT_STARTED
+        if self.prompt_logprobs is not None and not self.num_pending:
             self.prompt_logprobs = []
+
+    def drop_pending(self) -> None:
+        """The steps that were to bring its pending tokens are lost."""
+        if self.num_pending and self.prompt_logprobs is not None:
+            self.prompt_logprobs = []
+        self.num_pending = 0
 
     def accept(
         self, token_id: int, logprob: TokenLogprob | None, *, grammar_finished: bool
     ) -> TokenDelta:
-        """Append a sampled token. The delta has a finish reason if that was the last one."""
+        """Append a pending token. The delta has a finish reason if that was the last one."""
+        self.num_pending -= 1
         self.token_ids.append(token_id)
         finish_reason: FinishReason | None = None
         if token_id in self.end_token_ids or grammar_finished:

@@ -1,27 +1,42 @@
-"""One rank's part of a step: batch, forward pass, logits, tokens."""
+"""One rank's part of a step: batch, forward pass, logits, tokens. Nothing here waits for a GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dropless.engine.constraints import Constraints
-from dropless.engine.decode_graphs import DecodeGraphs
-from dropless.engine.logprobs import token_logprobs
+from dropless.engine.decode_graphs import Decoded, DecodeGraphs
+from dropless.engine.device_rows import DeviceRows
+from dropless.engine.logprobs import TokenLogprobs
 from dropless.engine.row_table import RowTable, StepArrays
-from dropless.engine.sampler import Sampler, SamplingRow
-from dropless.engine.step import NewRequest, StepInput, StepResult
+from dropless.engine.running_step import RunningStep
+from dropless.engine.sampler import Sampler, Sampling
+from dropless.engine.sampling_row import SamplingRow, is_plain
+from dropless.engine.step import NewRequest, StepInput
+from dropless.engine.transfer import to_device
 from dropless.errors import GrammarError
 from dropless.layers.batch import ForwardBatch
 from dropless.models.decoder import CausalLM
 from dropless.ops.attention import PagedBatch
+from dropless.parallel.group import Group
 
 _LOGIT_ELEMENTS = 1 << 22  # of prompt logits at a time: 16 MiB
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    """A step up to its logits: those of the rows that sample, which are these of the tables. Or a
+    graph that can go on by itself."""
+
+    decoded: Decoded | None = None
+    hidden: Tensor | None = None  # [num_tokens, hidden], where prompts may be scored
+    logits: Tensor | None = None  # [num_sampled, vocab] float32
+    rows: Tensor | None = None  # [num_sampled] int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +53,8 @@ class _PromptPart:
 class Runner:
     """Holds the model, the KV cache and the state of all running requests, on one rank.
 
-    Every rank is given every step. Rank 0 samples (`execute`); the others compute along
-    (`follow`) and are told with the next step what was sampled.
+    Every rank is given every step. Rank 0 samples (`launch`); the others compute along (`follow`).
+    A sampled token goes to all ranks and stays on the device, where the next step finds it.
     """
 
     def __init__(
@@ -48,80 +63,104 @@ class Runner:
         kv_caches: list[tuple[Tensor, Tensor]],
         *,
         device: torch.device,
+        group: Group,
         max_rows: int,
         max_model_len: int,
         constraints: Constraints,
-        decode_graphs: DecodeGraphs | None = None,
     ) -> None:
-        """`decode_graphs` compute steps of single tokens where there are any: on GPUs."""
+        self.device = device
         self._model = model
         self._kv_caches = kv_caches
-        self._device = device
+        self._group = group
         self._max_model_len = max_model_len
         self._vocab_size = constraints.vocab_size
         self._constraints = constraints
-        self._decode_graphs = decode_graphs
         self._table = RowTable(max_rows, max_model_len, block_size=kv_caches[0][0].shape[1])
+        self._device_rows = DeviceRows(max_rows, self._table.max_blocks, device)
+        self._sampler = Sampler(constraints.unsampleable_ids, device)
+        self._decode_graphs: DecodeGraphs | None = None
         self._requests: dict[int, NewRequest] = {}
         self._sampling: dict[int, SamplingRow] = {}
-        self._failed: dict[int, str] = {}  # rows whose grammar cannot be followed, and why
-        self._sampler = Sampler(constraints.unsampleable_ids, device)
+        self._plain = np.zeros(max_rows, dtype=np.bool_)
+        self._scores_prompt = np.zeros(max_rows, dtype=np.bool_)
+        self._replaced: dict[int, int] = {}
+
+    def capture_graphs(self, spare_block: int, progress: Callable[[float], None]) -> None:
+        """From now on steps of single tokens run as CUDA graphs. `spare_block` of the cache belongs
+        to no sequence; `progress` is told which part is done."""
+        self._decode_graphs = DecodeGraphs(
+            self._model,
+            self._kv_caches,
+            self._device_rows,
+            self._sampler,
+            device=self.device,
+            group=self._group,
+            spare_block=spare_block,
+        )
+        self._decode_graphs.capture_all(progress)
+
+    @property
+    def replaced(self) -> Mapping[int, int]:
+        """By row, the tokens that the next step computes in the place of sampled ones: results have
+        brought them since the last step. All ranks must be told (`replace`)."""
+        return self._replaced
+
+    def replace(self, token_ids: Mapping[int, int]) -> None:
+        """What rank 0 has `replaced`."""
+        self._replaced.update(token_ids)
 
     @torch.inference_mode()
-    def execute(self, step: StepInput) -> StepResult:
-        """Compute one step and sample. Errors of single rows are in the result."""
-        self._take_in(step)
+    def launch(self, step: StepInput) -> RunningStep:
+        """Compute one step and sample, up to where the device is on its own."""
+        arrays = self._take_in(step)
         for request in step.new_requests:
             self._start_sampling(request)
-        arrays = self._table.gather(step)
-        result = StepResult([None] * len(step.rows), [None] * len(step.rows))
-        if self._decode_graphs is not None and self._is_decode(step, arrays):
-            self._sample(step, self._decode_graphs.logits(arrays), result)
-            return result
-        hidden = self._forward(arrays)
-        if any(step.sample):
-            self._sample(step, self._last_logits(step, hidden, arrays), result)
-        self._report_prompts(step, hidden, arrays, result)
-        return result
+        sampling = [self._sampling[row] for row in arrays.rows[arrays.sampled].tolist()]
+        computed = self._compute(arrays)
+        parts = self._sample(computed, sampling)
+        prompt_logprobs: dict[int, list[TokenLogprobs]] = {
+            i: [] for i in np.flatnonzero(self._scores_prompt[arrays.rows]).tolist()
+        }
+        for part in self._prompt_parts(step, arrays):
+            prompt_logprobs[part.i].append(self._score(computed, part))
+        return RunningStep(step, parts, prompt_logprobs, self._replaced)
 
     @torch.inference_mode()
     def follow(self, step: StepInput) -> None:
         """Compute one step along with rank 0, all its collectives included, without sampling."""
-        self._take_in(step)
-        arrays = self._table.gather(step)
-        if self._decode_graphs is not None and self._is_decode(step, arrays):
-            self._decode_graphs.logits(arrays)
-            return
-        hidden = self._forward(arrays)
-        if any(step.sample):
-            self._last_logits(step, hidden, arrays)
+        arrays = self._take_in(step)
+        computed = self._compute(arrays)
+        if computed.decoded is not None:
+            computed.decoded.choose()
+        elif computed.rows is not None:
+            self._keep(computed.rows, torch.empty_like(computed.rows))
         for part in self._prompt_parts(step, arrays):
-            self._prompt_logits(hidden, part)
+            self._prompt_logits(computed, part)
 
-    def note_sampled(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
-        """Append what rank 0 sampled to these rows' sequences."""
-        if rows:
-            self._table.append(rows, token_ids)
-
-    def _take_in(self, step: StepInput) -> None:
+    def _take_in(self, step: StepInput) -> StepArrays:
         for row in step.freed_rows:
             self._requests.pop(row, None)
             self._sampling.pop(row, None)
-            self._failed.pop(row, None)
+            self._replaced.pop(row, None)
         for request in step.new_requests:
             self._requests[request.row] = request
+            self._plain[request.row] = is_plain(request.params)
+            self._scores_prompt[request.row] = request.params.prompt_logprobs is not None
             self._table.start(request.row, request.token_ids)
+        arrays = self._table.gather(step, self._replaced)
+        self._replaced.clear()
+        return arrays
 
     def _start_sampling(self, request: NewRequest) -> None:
         params = request.params
         prompt = request.token_ids[: request.num_prompt_tokens]
         generated = request.token_ids[request.num_prompt_tokens :]
-        matcher = None
+        matcher, error = None, None
         if params.grammar is not None:
             try:
                 matcher = self._constraints.matcher(params.grammar, generated)
-            except GrammarError as error:
-                self._failed[request.row] = str(error)
+            except GrammarError as failure:
+                error = str(failure)
         room = self._max_model_len - request.num_prompt_tokens
         ends = () if params.ignore_eos else self._constraints.eos_token_ids
         self._sampling[request.row] = SamplingRow(
@@ -132,90 +171,92 @@ class Runner:
             max_new_tokens=min(room, params.max_tokens or room),
             matcher=matcher,
             end_token_ids=(*ends, *params.stop_token_ids),
+            error=error,
         )
 
-    def _is_decode(self, step: StepInput, arrays: StepArrays) -> bool:
+    def _compute(self, arrays: StepArrays) -> _Computed:
+        if self._decode_graphs is None or not self._is_decode(arrays):
+            return self._forward(arrays)
+        if len(arrays.given_rows):
+            given_rows, given_ids = to_device(self.device, arrays.given_rows, arrays.given_ids)
+            self._device_rows.put_tokens(given_rows, given_ids)
+        decoded = self._decode_graphs.launch(arrays)
+        if self._plain[arrays.rows].all():
+            return _Computed(decoded)
+        [rows] = to_device(self.device, arrays.rows)
+        return _Computed(logits=decoded.logits, rows=rows)
+
+    def _is_decode(self, arrays: StepArrays) -> bool:
         """Whether every row computes one token and samples the next, and that is all."""
         return (
-            arrays.num_decodes == len(step.rows)
-            and all(step.sample)
-            and all(self._requests[row].params.prompt_logprobs is None for row in step.rows)
+            arrays.num_decodes == len(arrays.rows) == len(arrays.sampled)
+            and not self._scores_prompt[arrays.rows].any()
         )
 
-    def _forward(self, arrays: StepArrays) -> Tensor:
-        """The last hidden states [num_tokens, hidden] of all tokens of the step."""
+    def _forward(self, arrays: StepArrays) -> _Computed:
+        """A step of any kind."""
+        (
+            rows, given_rows, given_ids, token_ids, positions, slots, places, last, sampled,
+            block_ids, query_start, seq_lens,
+        ) = to_device(
+            self.device,
+            arrays.rows, arrays.given_rows, arrays.given_ids, arrays.token_ids, arrays.positions,
+            arrays.slot_mapping, arrays.block_places, arrays.query_start[1:][arrays.sampled] - 1,
+            arrays.sampled, arrays.block_ids, arrays.query_start, arrays.seq_lens,
+        )  # fmt: skip
+        self._device_rows.put_blocks(places, block_ids)
+        self._device_rows.put_tokens(given_rows, given_ids)
+        decoding = self._device_rows.next_tokens[rows[: arrays.num_decodes]]
         paged = PagedBatch(
-            slot_mapping=self._to_device(arrays.slot_mapping),
-            block_tables=self._to_device(arrays.block_tables),
-            query_start=self._to_device(arrays.query_start),
-            seq_lens=self._to_device(arrays.seq_lens),
+            slot_mapping=slots,
+            block_tables=self._device_rows.block_tables[:, : arrays.max_blocks][rows],
+            query_start=query_start,
+            seq_lens=seq_lens,
             num_decodes=arrays.num_decodes,
             query_lens_host=arrays.query_lens.tolist(),
             seq_lens_host=arrays.seq_lens.tolist(),
         )
-        batch = ForwardBatch(
-            token_ids=self._to_device(arrays.token_ids),
-            positions=self._to_device(arrays.positions),
-            paged=paged,
-            kv_caches=self._kv_caches,
-        )
-        return self._model(batch)
+        batch = ForwardBatch(torch.cat([decoding, token_ids]), positions, paged, self._kv_caches)
+        hidden = self._model(batch)
+        if not len(arrays.sampled):
+            return _Computed(hidden=hidden)
+        logits = self._model.logits(hidden[last])
+        return _Computed(hidden=hidden, logits=logits, rows=rows[sampled])
 
-    def _sample(self, step: StepInput, logits: Tensor, result: StepResult) -> None:
-        """Sample every row that is due into `result`, and note the tokens."""
-        due = [i for i, wanted in enumerate(step.sample) if wanted]
-        rows = [self._sampling[step.rows[i]] for i in due]
-        sampled = self._sampler.sample(logits, rows)
-        taken_rows, taken_ids = [], []
-        for k, (i, token_id) in enumerate(zip(due, sampled.token_ids, strict=True)):
-            error = self._failed.get(step.rows[i]) or sampled.errors.get(k)
-            if error is not None or token_id is None:
-                result.errors[i] = error or "no token was sampled"
-                continue
-            result.token_ids[i] = token_id
-            result.logprobs[i] = sampled.logprobs[k]
-            taken_rows.append(step.rows[i])
-            taken_ids.append(token_id)
-            matcher = rows[k].matcher
-            if matcher is not None and matcher.finished:
-                result.grammar_finished.add(i)
-        self.note_sampled(taken_rows, taken_ids)
+    def _sample(self, computed: _Computed, sampling: list[SamplingRow]) -> list[Sampling]:
+        """Tokens of every row that is due, which become the rows' next ones."""
+        if computed.decoded is not None:
+            best, token_ids = computed.decoded.choose()
+            return [Sampling(sampling, token_ids, best)]
+        if computed.logits is None or computed.rows is None:
+            return []
+        parts = self._sampler.launch(computed.logits, sampling)
+        self._keep(computed.rows, torch.cat([part.token_ids for part in parts]))
+        return parts
 
-    def _last_logits(self, step: StepInput, hidden: Tensor, arrays: StepArrays) -> Tensor:
-        """[rows that sample, vocab] float32, from the last token of each."""
-        last = arrays.query_start[1:][np.array(step.sample)] - 1
-        return self._model.logits(hidden[self._to_device(last)])
-
-    def _report_prompts(
-        self, step: StepInput, hidden: Tensor, arrays: StepArrays, result: StepResult
-    ) -> None:
-        """Log probabilities of the prompt tokens that this step predicts, into `result`. Nothing
-        predicts the first one: its entry None comes with the part that starts there."""
-        for i, row in enumerate(step.rows):
-            if self._requests[row].params.prompt_logprobs is not None:
-                result.prompt_logprobs[i] = [None] if step.num_computed[i] == 0 else []
-        for part in self._prompt_parts(step, arrays):
-            logits = self._prompt_logits(hidden, part)
-            num_top = [part.num_top] * len(part.token_ids)
-            result.prompt_logprobs[part.i] += token_logprobs(logits, part.token_ids, num_top)
+    def _keep(self, rows: Tensor, token_ids: Tensor) -> None:
+        """Rank 0's `token_ids` [n] become the next ones of `rows` [n], on every rank."""
+        self._device_rows.put_tokens(rows, self._group.broadcast(token_ids))
 
     def _prompt_parts(self, step: StepInput, arrays: StepArrays) -> Iterator[_PromptPart]:
         """The prompt tokens that this step predicts, in pieces of bounded logits."""
         size = max(1, _LOGIT_ELEMENTS // self._vocab_size)
-        for i, row in enumerate(step.rows):
-            request = self._requests[row]
-            num_top = request.params.prompt_logprobs
-            if num_top is None:
-                continue
+        for i in np.flatnonzero(self._scores_prompt[arrays.rows]).tolist():
+            request = self._requests[step.rows[i]]
             first = step.num_computed[i] + 1  # the place of the first token predicted
             end = min(first + step.num_tokens[i], request.num_prompt_tokens)
             for start in range(first, end, size):
                 token_ids = request.token_ids[start : min(start + size, end)]
                 hidden_start = int(arrays.query_start[i]) + start - first
+                num_top = request.params.prompt_logprobs or 0
                 yield _PromptPart(i, hidden_start, token_ids, num_top)
 
-    def _prompt_logits(self, hidden: Tensor, part: _PromptPart) -> Tensor:
-        return self._model.logits(hidden[part.first : part.first + len(part.token_ids)])
+    def _prompt_logits(self, computed: _Computed, part: _PromptPart) -> Tensor:
+        """[tokens of the part, vocab] float32."""
+        assert computed.hidden is not None
+        return self._model.logits(computed.hidden[part.first : part.first + len(part.token_ids)])
 
-    def _to_device(self, array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
+    def _score(self, computed: _Computed, part: _PromptPart) -> TokenLogprobs:
+        logits = self._prompt_logits(computed, part)
+        [token_ids] = to_device(self.device, np.array(part.token_ids, dtype=np.int64))
+        return TokenLogprobs(logits, token_ids, [part.num_top] * len(part.token_ids))

@@ -97,6 +97,19 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     def greedy(self) -> bool:
         return self.temperature == 0.0
 
+    @property
+    def penalises(self) -> bool:
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
+    @property
+    def follows_output(self) -> bool:
+        """Whether a token cannot be sampled before the host knows the one before it."""
+        return self.grammar is not None or self.penalises
+
 
 def _in_range(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:
     if math.isfinite(value) and low <= value <= high and not (above and value == low):

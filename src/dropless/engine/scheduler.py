@@ -1,7 +1,8 @@
 """Who computes how many tokens in the next step, and what a step's tokens mean for each request.
 
 There is no prefill phase and no decode phase: every request has `num_computed` tokens chasing
-those it has, under one budget of tokens for a step.
+those it has, under one budget of tokens for a step. A step may be scheduled while the one before it
+runs: the token that a request gets from there is pending then, and is computed without being known.
 """
 
 from __future__ import annotations
@@ -33,10 +34,13 @@ class Counters:
 
 @dataclass(slots=True)
 class ScheduledStep:
-    """A step and whose rows those are: `requests[i]` runs in `input.rows[i]`."""
+    """A step and whose rows those are: `requests[i]` runs in `input.rows[i]`. `can_run_on` tells
+    whether the next step may be scheduled before the result of this one is known."""
 
+    number: int
     requests: list[Request]
     input: StepInput
+    can_run_on: bool
 
 
 @dataclass(slots=True)
@@ -71,6 +75,9 @@ class Scheduler:
     the last of the running ones is preempted: it waits again, keeps its tokens and is computed
     anew later. The last itself just stands still. So the first of all always advances, and whoever
     can fit alone ends some day.
+
+    Steps are updated in the order in which they are scheduled, at most one of them late. Blocks may
+    be given away while a step still uses them, because the device runs steps one after the other.
     """
 
     def __init__(
@@ -86,6 +93,7 @@ class Scheduler:
         self._waiting: list[Request] = []
         self._free_rows = list(range(self._max_running - 1, -1, -1))
         self._freed_rows: list[int] = []  # the runner has not been told of these
+        self._num_steps = 0
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._live
@@ -117,59 +125,83 @@ class Scheduler:
         return request.aborted()
 
     def preempt_all(self) -> None:
-        """Let everything that runs wait again, as after a step whose outcome is unknown."""
+        """Let everything that runs wait again, as after a step whose outcome is unknown. Steps that
+        are not updated yet never may be."""
+        for request in self._live.values():
+            request.drop_pending()
         while self._running:
             self._preempt_last()
         self._freed_rows = list(self._free_rows)  # what that step told the runner may be lost
 
-    def schedule(self) -> ScheduledStep:
-        """The next step. It has rows if any request is live; all blocks that it needs are taken."""
+    def schedule(self) -> ScheduledStep | None:
+        """The next step; all blocks that it needs are taken. None if there is nothing to compute:
+        no request is live, or what is pending must come first."""
+        self._num_steps += 1
         plan = _Plan(self._budget)
         self._schedule_running(plan)
         self._schedule_waiting(plan)
+        if not plan.decodes and not plan.chunks:
+            return None
         return self._make_step(plan)
 
     def update(self, step: ScheduledStep, result: StepResult) -> list[TokenDelta]:
-        """Take in the outcome of a step, before the next is scheduled. Returns a delta for each
-        request that got a token or ended.
+        """Take in the outcome of the oldest step. Returns a delta for each request that got a token
+        or ended.
 
         Raises:
             EngineError: the result does not belong to the step; nothing has changed then.
         """
         _check(step.input, result)
-        for i, entries in result.prompt_logprobs.items():
-            gathered = step.requests[i].prompt_logprobs
-            if gathered is not None:
-                gathered += entries
+        self._take_prompt_logprobs(step, result)
         deltas = []
         errors, finished = result.errors, result.grammar_finished
         block_size = self._cache.block_size
         outcomes = zip(
-            step.requests, step.input.num_tokens, result.token_ids, result.logprobs, strict=True
+            step.requests,
+            step.input.num_computed,
+            step.input.num_tokens,
+            result.token_ids,
+            result.logprobs,
+            strict=True,
         )
-        for i, (request, num_tokens, token_id, logprob) in enumerate(outcomes):
-            request.num_computed += num_tokens
-            if num_tokens > 1 or request.num_computed % block_size == 0:
-                self._cache.register(request)
+        for i, (request, computed, num_tokens, token_id, logprob) in enumerate(outcomes):
+            if request.ended:
+                continue
+            computed += num_tokens
+            filled = num_tokens > 1 or computed % block_size == 0
+            if filled and step.number >= request.started_in:
+                self._cache.register(request, computed)
             if i in errors:
                 delta = request.failed(errors[i])
             elif token_id is not None:
                 delta = request.accept(token_id, logprob, grammar_finished=i in finished)
+                self.counters.generated_tokens += 1
             else:
                 continue
             deltas.append(delta)
             if delta.finish_reason is not None:
                 self._end(request)
-        self.counters.generated_tokens += len(deltas) - len(errors)
         return deltas
+
+    def _take_prompt_logprobs(self, step: ScheduledStep, result: StepResult) -> None:
+        """Not those of a request that lost its row meanwhile: it computes them again, unless its
+        prompt is through."""
+        for i, entries in result.prompt_logprobs.items():
+            request = step.requests[i]
+            wanted = step.number >= request.started_in or step.input.sample[i]
+            if wanted and request.prompt_logprobs is not None:
+                request.prompt_logprobs += entries
 
     def _schedule_running(self, plan: _Plan) -> None:
         longer = []
         block_size = self._cache.block_size
         for request in self._running:  # preemption shortens it from its end
             num_computed = request.num_computed
-            if len(request.token_ids) - num_computed > 1:
+            num_pending = request.num_pending
+            if len(request.token_ids) + num_pending - num_computed > 1:
                 longer.append(request)
+            elif num_pending and request.ends_with_pending:
+                continue
             elif num_computed < len(request.blocks) * block_size or self._make_room(
                 request, 1, plan
             ):
@@ -187,9 +219,12 @@ class Scheduler:
 
     def _schedule_waiting(self, plan: _Plan) -> None:
         """Start waiting requests, strictly in order, so that a long one is not passed over. Who
-        was preempted in this step needs more blocks than it left, and so does not start again."""
+        was preempted in this step needs more blocks than it left, and so does not start again; nor
+        does anyone whose pending token must come along."""
         while self._waiting and self._free_rows and plan.budget:
             request = self._waiting[0]
+            if request.num_pending:
+                return
             # Leave the others a block each to grow into, or they would preempt it soon.
             if not self._cache.start(request, reserve=len(self._running)):
                 return
@@ -197,7 +232,7 @@ class Scheduler:
             insort(self._running, request, key=_ORDER)
             if request.scheduled_time == 0.0:
                 self._count_start(request)
-            plan.new_requests.append(request.start(self._free_rows.pop()))
+            plan.new_requests.append(request.start(self._free_rows.pop(), self._num_steps))
             wanted = min(plan.budget, len(request.token_ids) - request.num_computed)
             plan.add(request, self._cache.grow(request, wanted))
 
@@ -225,6 +260,7 @@ class Scheduler:
         self.counters.preemptions += 1
 
     def _end(self, request: Request) -> None:
+        request.ended = True
         del self._live[request.request_id]
         self.counters.finished_requests += 1
         queue = self._waiting if request.row == NO_ROW else self._running
@@ -248,19 +284,31 @@ class Scheduler:
             num_tokens=num_tokens,
             new_blocks=[_handed_over(request) for request in requests],
             sample=[
-                before + count == len(request.token_ids)
-                for before, count, request in zip(num_computed, num_tokens, requests, strict=True)
+                _advance(request, count)
+                for request, count in zip(requests, num_tokens, strict=True)
             ],
             new_requests=plan.new_requests,
             freed_rows=self._freed_rows,
         )
         self._freed_rows = []
-        return ScheduledStep(requests, step)
+        waited_for = any(
+            sampled and request.follows_output
+            for request, sampled in zip(requests, step.sample, strict=True)
+        )
+        return ScheduledStep(self._num_steps, requests, step, can_run_on=not waited_for)
 
 
 def _handed_over(request: Request) -> list[int]:
     blocks, request.new_blocks = request.new_blocks, []
     return blocks
+
+
+def _advance(request: Request, count: int) -> bool:
+    """Count `count` more tokens as computed; whether that leads to a new one, which is pending."""
+    request.num_computed += count
+    due = request.num_computed == len(request.token_ids) + request.num_pending
+    request.num_pending += due
+    return due
 
 
 def _check(step: StepInput, result: StepResult) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from dropless.engine.messages import TokenLogprob
 from dropless.engine.sampling_params import SamplingParams
@@ -26,7 +27,8 @@ class StepInput:
     """One step: which rows run how many tokens. Rows with one token to go stand first.
 
     For row i of this step, tokens `num_computed[i] : num_computed[i] + num_tokens[i]` of its
-    sequence are computed; if that reaches the end of what is known, one token is sampled.
+    sequence are computed; if that reaches its end, one token is sampled. What earlier steps have
+    sampled belongs to the sequence, though only the device may know it yet.
     `new_blocks[i]` are block ids appended to the row's block table before running.
     """
 
@@ -53,3 +55,10 @@ class StepResult:
     prompt_logprobs: dict[int, list[TokenLogprob | None]] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
     grammar_finished: set[int] = field(default_factory=set)  # rows whose grammar allows no more
+
+
+class LaunchedStep(Protocol):
+    """A step that the device computes, or has computed."""
+
+    def result(self) -> StepResult:
+        """Waits for it. To be called once."""

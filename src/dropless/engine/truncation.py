@@ -2,6 +2,8 @@
 
 A cut by value keeps tokens that tie with the last one kept, so it does not depend on how a sort
 orders ties, and drawing needs no sorted order.
+
+On a GPU nothing waits for it: whether the best few scores are enough is decided beforehand there.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_PREFILTER = 256  # most nuclei are smaller, and a full sort of a vocabulary is slow on a CPU
+from dropless.engine.transfer import to_device
+
+_PREFILTER = 256  # most nuclei are smaller, and a full sort of a vocabulary is slow
 
 
 def lowest_kept(
@@ -32,51 +36,53 @@ def lowest_kept(
     if not ranked.size and not min_p.any():
         return None
     with np.errstate(divide="ignore"):
-        cut = torch.from_numpy(np.log(min_p).astype(np.float32)).to(scores.device)
+        lowest = np.log(min_p).astype(np.float32)
+    cut, rows, k, p = to_device(scores.device, lowest, ranked, top_k[ranked], top_p[ranked])
     if ranked.size:
-        rows = torch.from_numpy(ranked).to(scores.device)
-        by_rank = _cut_by_rank(scores[rows], top_k[ranked], top_p[ranked])
+        by_rank = _cut_by_rank(scores[rows], k, p, enough=_prefilter_is_enough(top_k[ranked]))
         cut[rows] = torch.maximum(cut[rows], by_rank)
     return cut
 
 
-def _cut_by_rank(scores: Tensor, top_k: NDArray[np.int64], top_p: NDArray[np.float64]) -> Tensor:
-    k = torch.from_numpy(top_k).to(scores.device)
-    p = torch.from_numpy(top_p).to(scores.device)
-    total = scores.exp().sum(dim=-1, dtype=torch.float64)
+def _prefilter_is_enough(top_k: NDArray[np.int64]) -> bool:
+    return bool(((top_k > 0) & (top_k <= _PREFILTER)).all())
+
+
+def _cut_by_rank(scores: Tensor, k: Tensor, p: Tensor, *, enough: bool) -> Tensor:
+    """`enough` if the prefilter holds the best k of every row. Otherwise a CPU looks whether it
+    holds the nuclei; a GPU, which would have to be waited for, sorts all."""
+    may_wait = scores.device.type == "cpu"
     width = min(_PREFILTER, scores.shape[1])
-    cut, certain = _cut_sorted(scores.topk(width, dim=-1).values, total, k, p)
-    if width < scores.shape[1] and not bool(certain.all()):
+    if not enough and not may_wait:
+        return _cut_sorted(scores.sort(dim=-1, descending=True).values, scores, k, p)[0]
+    cut, certain = _cut_sorted(scores.topk(width, dim=-1).values, scores, k, p)
+    if not enough and width < scores.shape[1] and not bool(certain.all()):
         rest = torch.nonzero(~certain).squeeze(1)
-        cut[rest] = _cut_sorted(_falling(scores[rest]), total[rest], k[rest], p[rest])[0]
+        # numpy sorts ten times as fast as torch on a CPU
+        falling = torch.from_numpy(-np.sort(-scores[rest].numpy(), axis=-1))
+        cut[rest] = _cut_sorted(falling, scores[rest], k[rest], p[rest])[0]
     return cut
 
 
-def _falling(scores: Tensor) -> Tensor:
-    """Each row sorted, greatest first."""
-    if scores.device.type == "cpu":  # numpy sorts ten times as fast as torch here
-        return torch.from_numpy(-np.sort(-scores.numpy(), axis=-1))
-    return scores.sort(dim=-1, descending=True).values
-
-
-def _cut_sorted(best: Tensor, total: Tensor, k: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+def _cut_sorted(best: Tensor, scores: Tensor, k: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
     """The cut as far as the best scores tell, and whether the others could not move it.
 
     Args:
         best: [n, width], each row's best scores, falling.
-        total: [n] float64, the sum of exp(score) over each whole row.
+        scores: [n, vocab], the whole rows.
         k, p: [n].
     """
     width = best.shape[1]
     last = best[:, -1]
     kth = best.gather(1, (k.clamp(1, width) - 1).unsqueeze(1)).squeeze(1)
     kth = kth.masked_fill(k == 0, -torch.inf)
+    kept = scores.exp().masked_fill_(scores < kth.unsqueeze(1), 0.0)  # with all ties of the k-th
+    total = kept.sum(dim=-1, dtype=torch.float64)
     weights = best.double().exp().masked_fill_(best < kth.unsqueeze(1), 0.0)
-    cumulative = weights.cumsum(dim=-1)
-    total = torch.where(k > 0, cumulative[:, -1], total)
-    before = cumulative - weights
+    before = weights.cumsum(dim=-1) - weights
     in_nucleus = (before < (p * total).unsqueeze(1)).sum(dim=-1)
     nucleus_end = best.gather(1, (in_nucleus.clamp(1, width) - 1).unsqueeze(1)).squeeze(1)
     cut = torch.maximum(kth, nucleus_end.masked_fill(p >= 1.0, -torch.inf))
-    certain = (((k == 0) | (kth > last)) & (cut > last)) | (last == -torch.inf)
+    # What is left behind the k-th are its ties.
+    certain = ((k <= width) & ((k > 0) | (cut > last))) | (last == -torch.inf)
     return cut, certain
