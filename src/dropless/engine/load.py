@@ -7,12 +7,14 @@ from collections.abc import Callable
 
 import torch
 
+from dropless.checkpoints.model_cache import default_cache_dir
 from dropless.checkpoints.open import open_checkpoint
 from dropless.engine.config import EngineConfig
 from dropless.engine.constraints import Constraints
 from dropless.engine.huge_pages import use_huge_pages
 from dropless.engine.memory import MemoryPlan
 from dropless.engine.runner import Runner
+from dropless.engine.warm_up import warm_up
 from dropless.models.registry import load_model
 from dropless.parallel.group import Group
 
@@ -43,6 +45,8 @@ def load_runner(
         expert_parallel=config.expert_parallel,
         on_read=lambda done: progress("loading weights", min(1.0, done / own_bytes)),
     )
+    if plan.device == "cuda":
+        torch.cuda.empty_cache()  # what quantising left over is of sizes that nothing asks for again
     heads = group.slice_of(model.config.num_kv_heads, "key and value heads")[1]
     spare_blocks = 1 if plan.device == "cuda" else 0  # for what pads a batch in a graph
     shape = (plan.num_blocks + spare_blocks, config.block_size, heads, model.config.head_dim)
@@ -67,5 +71,14 @@ def load_runner(
         constraints=constraints,
     )
     if plan.device == "cuda":
+        warm_up(
+            model,
+            kv_caches,
+            group,
+            device=device,
+            spare_block=plan.num_blocks,
+            cache_folder=default_cache_dir() / "tiles",
+            progress=progress,
+        )
         runner.capture_graphs(plan.num_blocks, lambda done: progress("capturing CUDA graphs", done))
     return runner

@@ -74,6 +74,7 @@ class Group:
         self.size = size
         self.one_shot = one_shot
         self.backend = backend
+        self._is_alone = False
 
     @classmethod
     def join(
@@ -113,13 +114,22 @@ class Group:
             ) from error
         return group
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Meanwhile collectives do nothing, and this rank need not keep step with the others."""
+        self._is_alone = True
+        try:
+            yield
+        finally:
+            self._is_alone = False
+
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of every rank's `x`; in place where `x` is contiguous.
 
         Raises:
             PeersLostError: another rank is gone or did not come in time.
         """
-        if self.backend is None:
+        if self.backend is None or self._is_alone:
             return x
         x = x.contiguous()
         if self.one_shot is not None and self.one_shot.takes(x):
@@ -139,7 +149,7 @@ class Group:
         Raises:
             PeersLostError: another rank is gone or did not come in time.
         """
-        if self.one_shot is None or not self.one_shot.takes_rows(x):
+        if self.one_shot is None or self._is_alone or not self.one_shot.takes_rows(x):
             return norm(self.all_reduce(x), residual, weight, eps)
         x, residual = x.contiguous(), residual.contiguous()
         return self.one_shot.all_reduce_norm(x, residual, weight, eps, centred=norm is layer_norm)
@@ -150,7 +160,7 @@ class Group:
         Raises:
             PeersLostError: another rank is gone or did not come in time.
         """
-        if self.backend is None:
+        if self.backend is None or self._is_alone:
             return x
         x = x.contiguous()
         stacked = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
@@ -166,7 +176,7 @@ class Group:
         Raises:
             PeersLostError: another rank is gone or did not come in time.
         """
-        if self.backend is None:
+        if self.backend is None or self._is_alone:
             return x
         x = x.contiguous()
         options = BroadcastOptions()
