@@ -46,7 +46,7 @@ def load_runner(
         on_read=lambda done: progress("loading weights", min(1.0, done / own_bytes)),
     )
     if plan.device == "cuda":
-        torch.cuda.empty_cache()  # what quantising left over is of sizes that nothing asks for again
+        torch.cuda.empty_cache()  # leftovers of quantising, of sizes that nothing asks for again
     heads = group.slice_of(model.config.num_kv_heads, "key and value heads")[1]
     spare_blocks = 1 if plan.device == "cuda" else 0  # for what pads a batch in a graph
     shape = (plan.num_blocks + spare_blocks, config.block_size, heads, model.config.head_dim)
