@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,9 +21,18 @@ from dropless.models.registry import parse_config, weight_bytes
 _CPU_CACHE = 384 * 2**20  # unless one full context needs more, or the caller says otherwise
 _SHORTEST_LEN = 256  # a cache that holds less is of no use
 _CPU_TOKEN_BUDGET = 256
-_GPU_TOKEN_BUDGET = 8192
-_FP8_CAPABILITY = (8, 9)
+GPU_TOKEN_BUDGET = 8192
+FP8_CAPABILITY = (8, 9)  # of GPUs that multiply 8-bit numbers
 _LOGIT_COPIES = 4  # the sampler's passes over the logits, float32
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU as a plan sees it."""
+
+    name: str
+    free_bytes: int
+    compute_capability: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +68,12 @@ class MemoryPlan:
         return "\n".join(f"{name:<10} {_gib(size):>11}  {note}" for name, size, note in lines)
 
 
-def plan_memory(config: EngineConfig, checkpoint: Checkpoint) -> MemoryPlan:
-    """Decide what the settings left open, so that it fits into the memory that is free now.
+def plan_memory(
+    config: EngineConfig, checkpoint: Checkpoint, gpus: Sequence[Gpu] | None = None
+) -> MemoryPlan:
+    """Decide what the settings left open, so that it fits into the memory that is free.
+
+    `gpus` are those to plan for, one a rank; None: this machine's, as they are now.
 
     Raises:
         MemoryPlanError: it does not fit; the message says what would.
@@ -67,11 +81,13 @@ def plan_memory(config: EngineConfig, checkpoint: Checkpoint) -> MemoryPlan:
         ConfigError: the model's configuration is wrong.
     """
     model = parse_config(checkpoint.config)
-    device = _device(config)
+    if gpus is None:
+        gpus = _gpus_here(config)
+    device = _device(config, len(gpus))
     dtype = _dtype(config, device)
-    quantization = _quantization(config, device, dtype)
+    quantization = _quantization(config, device, dtype, gpus)
     budget = config.step_token_budget or (
-        _CPU_TOKEN_BUDGET if device == "cpu" else _GPU_TOKEN_BUDGET
+        _CPU_TOKEN_BUDGET if device == "cpu" else GPU_TOKEN_BUDGET
     )
     ranks = config.tensor_parallel_size
     ranks_here = ranks if device == "cpu" else 1
@@ -85,7 +101,8 @@ def plan_memory(config: EngineConfig, checkpoint: Checkpoint) -> MemoryPlan:
         expert_parallel=config.expert_parallel,
     )
     workspace = ranks_here * _workspace(model, config, budget, dtype, device, quantization)
-    limit = int(_free_memory(config, device) * config.memory_fraction)
+    free = available_memory() if device == "cpu" else min(gpu.free_bytes for gpu in gpus)
+    limit = int(free * config.memory_fraction)
     wanted_len = _wanted_len(config, model)
     room = limit - weights - workspace
     block_bytes = _block_bytes(model, config, dtype, ranks_here)
@@ -115,14 +132,26 @@ def plan_memory(config: EngineConfig, checkpoint: Checkpoint) -> MemoryPlan:
     )
 
 
-def _device(config: EngineConfig) -> Literal["cpu", "cuda"]:
-    gpus = torch.cuda.device_count()
-    if config.device == "cpu" or (config.device == "auto" and gpus == 0):
+def _gpus_here(config: EngineConfig) -> list[Gpu]:
+    """One a rank, or as many as there are. On a CPU none is asked, for that takes its memory."""
+    there = 0 if config.device == "cpu" else torch.cuda.device_count()
+    return [
+        Gpu(
+            torch.cuda.get_device_name(rank),
+            torch.cuda.mem_get_info(rank)[0],
+            torch.cuda.get_device_capability(rank),
+        )
+        for rank in range(min(there, config.tensor_parallel_size))
+    ]
+
+
+def _device(config: EngineConfig, num_gpus: int) -> Literal["cpu", "cuda"]:
+    if config.device == "cpu" or (config.device == "auto" and num_gpus == 0):
         return "cpu"
-    if gpus < config.tensor_parallel_size:
+    if num_gpus < config.tensor_parallel_size:
         raise SettingsError(
             f"tensor_parallel_size {config.tensor_parallel_size} on cuda needs as many GPUs;"
-            f" PyTorch sees {gpus}"
+            f" PyTorch sees {num_gpus}"
         )
     return "cuda"
 
@@ -133,12 +162,14 @@ def _dtype(config: EngineConfig, device: str) -> torch.dtype:
     return torch.bfloat16
 
 
-def _quantization(config: EngineConfig, device: str, dtype: torch.dtype) -> WeightFormat:
+def _quantization(
+    config: EngineConfig, device: str, dtype: torch.dtype, gpus: Sequence[Gpu]
+) -> WeightFormat:
     if config.quantization == "none":
         return "none"
     if config.quantization == "fp8":
         if device == "cuda":
-            _check_gpu_fp8(config, dtype)
+            _check_gpu_fp8(gpus, dtype)
         return "fp8"
     possible = device == "cpu" and dtype == torch.float32
     if config.quantization == "fp16" and not possible:
@@ -151,29 +182,21 @@ def _quantization(config: EngineConfig, device: str, dtype: torch.dtype) -> Weig
     return "fp16" if possible and (is_fast or config.quantization == "fp16") else "none"
 
 
-def _check_gpu_fp8(config: EngineConfig, dtype: torch.dtype) -> None:
+def _check_gpu_fp8(gpus: Sequence[Gpu], dtype: torch.dtype) -> None:
     if dtype != torch.bfloat16:
         raise SettingsError("fp8 weights on a GPU need dtype bfloat16 (or auto), not float32")
-    for rank in range(config.tensor_parallel_size):
-        capability = torch.cuda.get_device_capability(rank)
-        if capability < _FP8_CAPABILITY:
+    for gpu in gpus:
+        if gpu.compute_capability < FP8_CAPABILITY:
+            major, minor = gpu.compute_capability
             raise SettingsError(
                 f"fp8 weights need GPUs that multiply 8-bit numbers (compute capability 8.9: Ada,"
-                f" Hopper or newer); {torch.cuda.get_device_name(rank)} has"
-                f" {capability[0]}.{capability[1]}. Use quantization none"
+                f" Hopper or newer); {gpu.name} has {major}.{minor}. Use quantization none"
             )
 
 
 def _threads(config: EngineConfig, ranks_here: int) -> int:
     cores = len(os.sched_getaffinity(0))
     return config.threads or max(1, cores // ranks_here)
-
-
-def _free_memory(config: EngineConfig, device: str) -> int:
-    """Bytes: on GPUs, the least of any."""
-    if device == "cpu":
-        return available_memory()
-    return min(torch.cuda.mem_get_info(rank)[0] for rank in range(config.tensor_parallel_size))
 
 
 def _wanted_len(config: EngineConfig, model: ModelConfig) -> int:
