@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from dropless.checkpoints.progress import Progress, silent
 from dropless.errors import DownloadError, ModelNotFoundError
 
 # Weights as safetensors, configurations, and every form of tokenizer and chat template.
-_PATTERNS = ["*.safetensors", "*.json", "*.tiktoken", "*.model", "*.txt", "*.jinja"]
+_PATTERNS = ("*.safetensors", "*.json", "*.tiktoken", "*.model", "*.txt", "*.jinja")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -18,8 +19,11 @@ def is_hub_id(spec: str) -> bool:
     return _HUB_ID.fullmatch(spec) is not None
 
 
-def pull_from_hub(hub_id: str, progress: Progress = silent) -> Path:
-    """The local folder of a hub model, fetched as far as the hub's cache lacks it.
+def pull_from_hub(
+    hub_id: str, progress: Progress = silent, *, patterns: Sequence[str] = _PATTERNS
+) -> Path:
+    """The local folder of a hub model, fetched as far as the hub's cache lacks it: the files whose
+    names match one of `patterns`.
 
     `huggingface_hub` draws its own progress bars on a terminal.
 
@@ -39,7 +43,7 @@ def pull_from_hub(hub_id: str, progress: Progress = silent) -> Path:
 
     progress(f"fetching {hub_id} from the hub", 0, None)
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=_PATTERNS))
+        return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
     except GatedRepoError as error:
         raise ModelNotFoundError(
             f"{hub_id} is gated: accept its terms on its hub page, then log in with"
