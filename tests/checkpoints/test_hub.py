@@ -19,6 +19,15 @@ FILES = {
     "model.safetensors": b"weights",
     "pytorch_model.bin": b"pickle",
 }
+CONFIG_ONLY = """
+import sys
+from dropless.cli.plan_model import open_model
+try:
+    checkpoint, name = open_model(sys.argv[1])
+    print(name, checkpoint.config["model_type"], *sorted(p.name for p in checkpoint.path.iterdir()))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
 SCRIPT = """
 import sys
 from dropless.checkpoints.resolve import resolve
@@ -78,12 +87,12 @@ def hub() -> Iterator[str]:
     server.server_close()
 
 
-def resolve_with_hub(address: str, spec: str, home: Path) -> str:
+def resolve_with_hub(address: str, spec: str, home: Path, script: str = SCRIPT) -> str:
     """What `resolve` says in a process whose hub is at `address` (it is fixed at import)."""
     environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home), "NO_PROXY": "*"}
     environment.pop("HF_HUB_OFFLINE", None)
     result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, spec],
+        [sys.executable, "-c", script, spec],
         env=environment,
         capture_output=True,
         text=True,
@@ -95,6 +104,11 @@ def resolve_with_hub(address: str, spec: str, home: Path) -> str:
 def test_a_hub_model_is_fetched_without_its_pickles(hub, tmp_path) -> None:
     said = resolve_with_hub(hub, "good/model", tmp_path)
     assert said.split() == ["found", "config.json", "model.safetensors"]
+
+
+def test_of_a_hub_model_that_is_planned_only_the_configuration_is_fetched(hub, tmp_path) -> None:
+    said = resolve_with_hub(hub, "good/model", tmp_path, CONFIG_ONLY)
+    assert said.split() == ["good/model", "llama", "config.json"]
 
 
 def test_an_unknown_hub_model(hub, tmp_path) -> None:

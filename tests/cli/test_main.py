@@ -13,7 +13,7 @@ from dropless.cli.engine_options import OPTIONS
 from dropless.cli.main import app
 from dropless.engine.config import EngineConfig
 
-COMMANDS = ("serve", "chat", "generate", "models", "pull", "bench")
+COMMANDS = ("serve", "chat", "generate", "models", "pull", "plan", "bench")
 run = CliRunner(env={"COLUMNS": "100", "NO_COLOR": "1"}).invoke
 
 

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from dropless import __version__
-from dropless.cli import bench, chat, generate, models, pull, serve
+from dropless.cli import bench, chat, generate, models, plan, pull, serve
 from dropless.errors import DroplessError
 
 
@@ -38,7 +38,15 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (serve.serve, chat.chat, generate.generate, models.models, pull.pull, bench.bench):
+for command in (
+    serve.serve,
+    chat.chat,
+    generate.generate,
+    models.models,
+    pull.pull,
+    plan.plan,
+    bench.bench,
+):
     app.command()(command)
 
 
@@ -68,6 +76,7 @@ def dropless(
         dropless chat                      talk to it here, in the terminal
         dropless models                    see which models install by name
         dropless generate prompts.jsonl    answer a file of prompts, offline
+        dropless plan dbrx --gpu H100 --count 8    see whether it fits, and how fast it will be
         dropless bench --url http://127.0.0.1:8000 --concurrency 16
 
     Each command's own --help shows more.
