@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dropless.checkpoints.slices import plan_slab
+from dropless.checkpoints.slices import plan_slab, split_slab
 from dropless.errors import CheckpointError
 
 
@@ -36,6 +36,25 @@ def test_rows_and_columns_are_the_slice(case) -> None:
     expected = full.view(shape) if dim is None else full.view(shape).narrow(dim, start, length)
     assert torch.equal(torch.cat(pieces).reshape(slab.shape), expected)
     assert (slab.num_rows, slab.num_columns) == tuple(torch.cat(pieces).shape)
+
+
+@given(slices_of_views(), st.integers(1, 40))
+def test_parts_one_after_the_other_are_the_slice(case, most) -> None:
+    stored, shape, dim, start, length = case
+    full = torch.arange(torch.Size(shape).numel())
+    matrix = full.view(1, -1) if len(shape) == 1 else full.view(-1, shape[-1])
+
+    def elements(slab):
+        rows = [matrix[a:b, slab.columns[0] : slab.columns[1]] for a, b in slab.row_ranges]
+        return torch.cat(rows).flatten()
+
+    slab = plan_slab("t", stored, shape, dim, start, length)
+    found = full.new_empty(0)
+    for part, before in split_slab(slab, most):
+        assert before == len(found)
+        assert 0 < part.size == part.shape[0] * part.shape[1] <= most
+        found = torch.cat([found, elements(part)])
+    assert torch.equal(found, elements(slab))
 
 
 @pytest.mark.parametrize("shape", [(8, 4), (3, 8), (2, 3, 3), (24,), (4, 2, 4, 1)])

@@ -44,7 +44,8 @@ class Checkpoint(Protocol):
         contiguous and owns its memory.
 
         Raises:
-            CheckpointError: the tensor is absent, has another shape, or is cut short.
+            CheckpointError: the tensor is absent, has another shape, is cut short, or holds NaN
+                or infinity.
         """
         ...
 

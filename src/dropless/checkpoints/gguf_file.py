@@ -17,13 +17,14 @@ from dropless.checkpoints.gguf_config import config_from_metadata, eos_token_ids
 from dropless.checkpoints.gguf_header import GGUFHeader, GGUFTensor, read_header
 from dropless.checkpoints.gguf_names import TensorSource, published_tensors
 from dropless.checkpoints.slices import Slab, plan_slab
+from dropless.checkpoints.stored import StoredCheckpoint
 from dropless.errors import CheckpointError
 
 # Elements unpacked at a time: the scratch arrays of a block format then stay in the CPU's cache.
 _CHUNK_ELEMENTS = 1 << 17
 
 
-class GGUFFile:
+class GGUFFile(StoredCheckpoint):
     """The `Checkpoint` of a GGUF file of the architecture llama (Mixtral too), qwen2 or dbrx.
 
     A tensor is mapped only while it is read and unpacked piece by piece into its destination, so
@@ -51,25 +52,20 @@ class GGUFFile:
         """All tensors by their published names, in the order of the file."""
         return list(self._sources)
 
-    def read(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        *,
-        dim: int | None = None,
-        start: int = 0,
-        length: int | None = None,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> torch.Tensor:
-        """See `Checkpoint.read`. Block formats are unpacked through float32."""
+    def locate(
+        self, name: str, shape: tuple[int, ...], dim: int | None, start: int, length: int | None
+    ) -> Slab:
+        """See `StoredCheckpoint.locate`."""
         source = self._sources.get(name)
         if source is None:
             raise CheckpointError(f"{self.path} holds no tensor {name}; is the model complete?")
-        slab = plan_slab(name, source.shape, shape, dim, start, length)
-        result = torch.empty(slab.shape, dtype=dtype, device=device)
+        return plan_slab(name, source.shape, shape, dim, start, length)
+
+    def _copy_part(self, out: torch.Tensor, name: str, slab: Slab) -> None:
+        """Block formats are unpacked through float32."""
+        source = self._sources[name]
         try:
-            _fill(result.view(slab.num_rows, slab.num_columns), source, slab)
+            _fill(out, source, slab)
         except NotImplementedError as error:
             raise CheckpointError(
                 f"tensor {name} in {source.tensor.file} is packed as {source.tensor.kind.name},"
@@ -80,7 +76,6 @@ class GGUFFile:
                 f"cannot read tensor {name} from {source.tensor.file}: {error};"
                 " the file has changed since it was opened or is damaged"
             ) from error
-        return result
 
 
 def _read_parts(path: Path) -> GGUFHeader:

@@ -6,19 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from dropless.checkpoints.folder import read_config, read_eos_token_ids, read_json_object
 from dropless.checkpoints.safetensors_header import DTYPE_BYTES, StoredTensor, read_header
-from dropless.checkpoints.slices import plan_slab
+from dropless.checkpoints.safetensors_part import copy_part
+from dropless.checkpoints.slices import Slab, plan_slab
+from dropless.checkpoints.stored import StoredCheckpoint
 from dropless.errors import CheckpointError
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
 
-class SafetensorsFolder:
+class SafetensorsFolder(StoredCheckpoint):
     """The `Checkpoint` of a folder in the published layout.
 
     Opening reads every file's header and compares it with the file's size, so that a truncated
@@ -51,18 +52,10 @@ class SafetensorsFolder:
         """All tensor names, in the order of the files."""
         return list(self._tensors)
 
-    def read(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        *,
-        dim: int | None = None,
-        start: int = 0,
-        length: int | None = None,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> torch.Tensor:
-        """See `Checkpoint.read`. The file is mapped only while it is read."""
+    def locate(
+        self, name: str, shape: tuple[int, ...], dim: int | None, start: int, length: int | None
+    ) -> Slab:
+        """See `StoredCheckpoint.locate`."""
         stored = self._tensors.get(name)
         if stored is None:
             raise CheckpointError(f"{self.path} holds no tensor {name}; is the model complete?")
@@ -71,25 +64,16 @@ class SafetensorsFolder:
                 f"tensor {name} in {stored.file} has dtype {stored.dtype}; supported are"
                 f" {', '.join(DTYPE_BYTES)}"
             )
-        slab = plan_slab(name, stored.shape, shape, dim, start, length)
-        result = torch.empty(slab.shape, dtype=dtype, device=device)
-        first, last = slab.columns
+        return plan_slab(name, stored.shape, shape, dim, start, length)
+
+    def _copy_part(self, out: Tensor, name: str, slab: Slab) -> None:
+        stored = self._tensors[name]
         try:
-            with safe_open(stored.file, framework="pt") as file:
-                source = file.get_slice(name)
-                if len(shape) == 1:
-                    return result.copy_(source[first:last])
-                rows = result.view(slab.num_rows, slab.num_columns)
-                done = 0
-                for row_start, row_stop in slab.row_ranges:
-                    count = row_stop - row_start
-                    rows[done : done + count].copy_(source[row_start:row_stop, first:last])
-                    done += count
-        except (SafetensorError, OSError) as error:
+            copy_part(out, stored, slab)
+        except OSError as error:
             raise CheckpointError(
                 f"cannot read tensor {name} from {stored.file}: {error}; fetch the file again"
             ) from error
-        return result
 
 
 def _open_all(folder: Path) -> dict[str, StoredTensor]:

@@ -25,7 +25,8 @@ class StoredTensor:
     file: Path
     dtype: str  # the format's name: F32, BF16, ...
     shape: tuple[int, ...]
-    end: int  # one past its last byte, counted from the start of the file
+    begin: int  # its first byte, counted from the start of the file
+    end: int  # one past its last byte
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
@@ -78,7 +79,7 @@ def _parse_entry(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
         raise _damaged(
             path, f"tensor {name} ({dtype}, shape {list(shape)}) has {last - first} bytes"
         )
-    return StoredTensor(path, dtype, shape, start + last)
+    return StoredTensor(path, dtype, shape, start + first, start + last)
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dropless.errors import CheckpointError
+
+_ALIGNMENT = 256  # rows: heads, and the blocks of GGUF, are not cut in two more often than needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,11 @@ class Slab:
     @property
     def num_columns(self) -> int:
         return self.columns[1] - self.columns[0]
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return self.num_rows * self.num_columns
 
 
 def plan_slab(
@@ -70,6 +78,45 @@ def plan_slab(
         (base + start * inner, base + stop * inner) for base in range(0, num_rows, stride)
     )
     return Slab(ranges, (0, num_columns), result)
+
+
+def split_slab(slab: Slab, max_elements: int) -> Iterator[tuple[Slab, int]]:
+    """Cut a slab into parts of at most so many elements, whole rows if they are not longer.
+
+    Yields each part, of shape `(rows, columns)`, and how many elements lie before it: one after
+    the other the parts are the slab.
+    """
+    if slab.size == 0:
+        return
+    done = 0
+    for part in _cut_rows(slab, max_elements):
+        yield part, done
+        done += part.size
+
+
+def _cut_rows(slab: Slab, max_elements: int) -> Iterator[Slab]:
+    first, last = slab.columns
+    if slab.num_columns > max_elements:
+        for row in (row for start, stop in slab.row_ranges for row in range(start, stop)):
+            for begin in range(first, last, max_elements):
+                end = min(last, begin + max_elements)
+                yield Slab(((row, row + 1),), (begin, end), (1, end - begin))
+        return
+    most = max_elements // slab.num_columns
+    most -= most % _ALIGNMENT if most > _ALIGNMENT else 0
+    ranges: list[tuple[int, int]] = []
+    count = 0
+    for start, stop in slab.row_ranges:
+        while start < stop:
+            end = min(stop, start + most - count)
+            ranges.append((start, end))
+            count += end - start
+            start = end
+            if count == most:
+                yield Slab(tuple(ranges), slab.columns, (count, slab.num_columns))
+                ranges, count = [], 0
+    if ranges:
+        yield Slab(tuple(ranges), slab.columns, (count, slab.num_columns))
 
 
 def _bounds(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import torch
 
 from dropless.checkpoints.checkpoint import Checkpoint
-from dropless.checkpoints.slices import plan_slab
+from dropless.checkpoints.dry_run import DryRun
+from dropless.checkpoints.read_ahead import ReadAhead
+from dropless.checkpoints.stored import StoredCheckpoint
 from dropless.errors import CheckpointError, ConfigError
 from dropless.layers.weights import WeightFormat, Weights
 from dropless.models import dbrx, llama, mixtral, qwen2
@@ -25,6 +29,7 @@ _FAMILIES: dict[str, ModuleType] = {
 }
 # Derived from the configuration, or a tied matrix stored twice.
 _SPARE = ("rotary_emb.inv_freq", "lm_head.weight")
+_MOST_READERS = 8
 
 
 def parse_config(content: Mapping[str, Any]) -> ModelConfig:
@@ -50,30 +55,30 @@ def load_model(
     """This rank's part of the model: of each expert a part, or with `expert_parallel` whole
     experts. `on_read` is told after each tensor how many bytes are held.
 
+    The model is built twice: first without memory, which tells what will be read and in which
+    order, and what is wrong with it; then from what threads read ahead in this order.
+
     Raises:
         ConfigError: as `parse_config`.
-        CheckpointError: a tensor is missing, damaged or of another shape, or the checkpoint holds
-            one that this model does not have.
+        CheckpointError: a tensor is missing, damaged or of another shape, holds NaN or infinity,
+            or is none that this model has.
         SettingsError: heads, widths or experts do not divide evenly over the ranks.
     """
-    weights = Weights(
-        checkpoint,
+    weights_of = partial(
+        Weights,
         dtype=dtype,
-        device=device,
         group=group,
         quantization=quantization,
         expert_parallel=expert_parallel,
-        on_read=on_read,
     )
-    model = _build(checkpoint, weights)
-    unread = [name for name in weights.unread() if not name.endswith(_SPARE)]
-    if unread:
-        raise CheckpointError(
-            f"{checkpoint.path} holds {len(unread)} tensors that a {model.config.family} of this"
-            f" configuration does not have, such as {unread[0]}; config.json and the weights do"
-            " not belong together, or this is a variant that is not supported"
-        )
-    return model
+    if not isinstance(checkpoint, StoredCheckpoint):
+        return _build(checkpoint, weights_of(checkpoint, device=device, on_read=on_read))
+    dry_run = DryRun(checkpoint)
+    weights = weights_of(dry_run, device=torch.device("meta"))
+    model = _build(dry_run, weights)
+    _refuse_unread(checkpoint, weights, model.config.family)
+    with ReadAhead(checkpoint, dry_run.reads, device, _num_readers(group)) as ahead:
+        return _build(ahead, weights_of(ahead, device=device, on_read=on_read))
 
 
 def weight_bytes(
@@ -90,7 +95,7 @@ def weight_bytes(
         ConfigError, SettingsError: as `load_model`.
     """
     weights = Weights(
-        _ShapesOnly(checkpoint),
+        DryRun(checkpoint),
         dtype=dtype,
         device=torch.device("meta"),
         group=Group(0, num_ranks),
@@ -107,35 +112,25 @@ def _build(checkpoint: Checkpoint, weights: Weights) -> CausalLM:
     return model
 
 
+def _refuse_unread(checkpoint: Checkpoint, weights: Weights, family: str) -> None:
+    unread = [name for name in weights.unread() if not name.endswith(_SPARE)]
+    if unread:
+        raise CheckpointError(
+            f"{checkpoint.path} holds {len(unread)} tensors that a {family} of this"
+            f" configuration does not have, such as {unread[0]}; config.json and the weights do"
+            " not belong together, or this is a variant that is not supported"
+        )
+
+
+def _num_readers(group: Group) -> int:
+    """Threads of this rank beside the one that builds: a few keep a disk busy, and every core has
+    work where numbers must be unpacked."""
+    cores = len(os.sched_getaffinity(0)) // group.size
+    return max(1, min(cores - 1, _MOST_READERS))
+
+
 def _family(content: Mapping[str, Any]) -> ModuleType:
     name = content.get("model_type")
     if not isinstance(name, str) or name not in _FAMILIES:
         raise ConfigError(f"model_type is {name!r}; supported families are {', '.join(_FAMILIES)}")
     return _FAMILIES[name]
-
-
-class _ShapesOnly:
-    """A checkpoint whose tensors have a shape and no content."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.path = checkpoint.path
-        self.config = checkpoint.config
-        self.eos_token_ids = checkpoint.eos_token_ids
-        self.quantized = checkpoint.quantized
-        self.has = checkpoint.has
-        self.names = checkpoint.names
-
-    def read(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        *,
-        dim: int | None = None,
-        start: int = 0,
-        length: int | None = None,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> torch.Tensor:
-        """See `Checkpoint.read`; any shape is right."""
-        slab = plan_slab(name, shape, shape, dim, start, length)
-        return torch.empty(slab.shape, dtype=dtype, device=device)
