@@ -32,7 +32,14 @@ from dropless.checkpoints.catalogue import shapes
 from dropless.models.registry import parse_config
 
 # Columns of the fit. The first three divide: shares of a ceiling, their inverse at least 1.
-UNKNOWNS = ("reading", "decode products", "prefill products", "layer", "step")
+UNKNOWNS = (
+    "reading",
+    "decode products",
+    "prefill products",
+    "decode layer",
+    "prefill layer",
+    "step",
+)
 SHARES = 3
 LEAST = np.array([1.0] * SHARES + [0.0] * (len(UNKNOWNS) - SHARES))
 
@@ -41,6 +48,8 @@ def rows_of(path: Path) -> list[Measurement]:
     """The cases of one result of dbrx_steps.py."""
     document = json.loads(path.read_text())
     names = {gpu.device_name: gpu.name for gpu in known_gpus().values()}
+    if document["gpu"] not in names:
+        raise SystemExit(f"{path}: add the ceilings of {document['gpu']} to gpus.json first")
     slice_of = document.get("slice_of", 1)
     return [
         Measurement(
@@ -86,27 +95,29 @@ def fit(gpu: Gpu, rows: Sequence[Measurement]) -> Efficiency:
         shape = shape_of(row)
         tokens = [Tokens.decode(row.batch, row.traffic.context)]
         prefill = list(prefill_steps(row.batch, row.input_tokens, row.step_token_budget))
-        for steps, column, taken in (
-            (tokens, 1, row.step_ms / 1e3),
-            (prefill, 2, row.batch * row.input_tokens / row.prefill_tokens_per_s),
+        for steps, products, layer, taken in (
+            (tokens, 1, 3, row.step_ms / 1e3),
+            (prefill, 2, 4, row.batch * row.input_tokens / row.prefill_tokens_per_s),
         ):
             ideals = [ideal_seconds(step_work(shape, row.layout, step), gpu) for step in steps]
             line = np.zeros(len(UNKNOWNS))
             line[0] = sum(ideal.reading for ideal in ideals)
-            line[column] = sum(ideal.computing for ideal in ideals)
-            line[3:] = len(steps) * row.layers, len(steps)
+            line[products] = sum(ideal.computing for ideal in ideals)
+            line[layer] = len(steps) * row.layers
+            line[5] = len(steps)
             coefficients.append(line)
             seconds.append(taken - sum(ideal.exchanging for ideal in ideals))
     found = bounded_least_squares(np.array(coefficients), np.array(seconds))
     share, decode_share, prefill_share = (round(1 / float(x), 3) for x in found[:SHARES])
-    layer_us, step_us = (round(float(x) * 1e6, 1) for x in found[SHARES:])
+    decode_layer_us, prefill_layer_us, step_us = (round(float(x) * 1e6, 1) for x in found[SHARES:])
     return Efficiency(
         gpu=gpu.name,
         quantization=rows[0].quantization,
         bandwidth_share=share,
         decode_matrix_share=decode_share,
         prefill_matrix_share=prefill_share,
-        layer_us=layer_us,
+        decode_layer_us=decode_layer_us,
+        prefill_layer_us=prefill_layer_us,
         step_us=step_us,
         rows=len(rows),
         layers=tuple(sorted({row.layers for row in rows})),

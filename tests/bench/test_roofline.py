@@ -179,7 +179,8 @@ def test_the_fit_finds_the_efficiency_that_made_the_measurements() -> None:
         bandwidth_share=0.9,
         decode_matrix_share=0.5,
         prefill_matrix_share=0.8,
-        layer_us=20.0,
+        decode_layer_us=20.0,
+        prefill_layer_us=150.0,
         step_us=300.0,
         rows=0,
         layers=(),
@@ -202,7 +203,8 @@ def test_the_fit_finds_the_efficiency_that_made_the_measurements() -> None:
     assert found.bandwidth_share == pytest.approx(0.9, rel=0.01)
     assert found.decode_matrix_share == pytest.approx(0.5, rel=0.01)
     assert found.prefill_matrix_share == pytest.approx(0.8, rel=0.01)
-    assert found.layer_us == pytest.approx(20.0, abs=0.5)
+    assert found.decode_layer_us == pytest.approx(20.0, abs=0.5)
+    assert found.prefill_layer_us == pytest.approx(150.0, abs=2)
     assert found.step_us == pytest.approx(300.0, abs=5)
     assert found.layers == (8, 40)
 
@@ -213,7 +215,7 @@ def test_efficiencies_are_shares() -> None:
             found = find_efficiency(gpu, precision)
             shares = found.bandwidth_share, found.decode_matrix_share, found.prefill_matrix_share
             assert all(0 < share <= 1 for share in shares)
-            assert min(found.layer_us, found.step_us) >= 0
+            assert min(found.decode_layer_us, found.prefill_layer_us, found.step_us) >= 0
 
 
 def test_a_gpu_is_found_in_any_case_or_described() -> None:

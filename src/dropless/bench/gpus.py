@@ -52,10 +52,11 @@ class Efficiency:
     bandwidth_share: float
     decode_matrix_share: float
     prefill_matrix_share: float
-    layer_us: float  # a layer's fixed time: kernels begin, wait for each other and end
+    decode_layer_us: float  # a layer's fixed time: kernels begin, wait for each other and end
+    prefill_layer_us: float  # likewise, with each kernel launched by itself and not in a graph
     step_us: float  # a step's fixed time: sampling, what the host does between two steps
     rows: int  # measured cases that it was fitted to
-    layers: tuple[int, ...]  # of their models: only two depths tell layer_us from step_us
+    layers: tuple[int, ...]  # of their models: only two depths tell a layer's time from step_us
     source: str
 
 

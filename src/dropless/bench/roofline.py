@@ -176,12 +176,16 @@ def ideal_seconds(work: Work, gpu: Gpu) -> Ideal:
 
 def decode_seconds(work: Work, gpu: Gpu, efficiency: Efficiency, num_layers: int) -> float:
     """A step in which every sequence has one token."""
-    return _seconds(work, gpu, efficiency, efficiency.decode_matrix_share, num_layers)
+    fixed_us = efficiency.step_us + num_layers * efficiency.decode_layer_us
+    return _seconds(work, gpu, efficiency.bandwidth_share, efficiency.decode_matrix_share, fixed_us)
 
 
 def prefill_seconds(work: Work, gpu: Gpu, efficiency: Efficiency, num_layers: int) -> float:
     """A step of prompts."""
-    return _seconds(work, gpu, efficiency, efficiency.prefill_matrix_share, num_layers)
+    fixed_us = efficiency.step_us + num_layers * efficiency.prefill_layer_us
+    return _seconds(
+        work, gpu, efficiency.bandwidth_share, efficiency.prefill_matrix_share, fixed_us
+    )
 
 
 def prefill_steps(num_prompts: int, length: int, token_budget: int) -> Iterator[Tokens]:
@@ -208,12 +212,11 @@ def prefill_steps(num_prompts: int, length: int, token_budget: int) -> Iterator[
 
 
 def _seconds(
-    work: Work, gpu: Gpu, efficiency: Efficiency, matrix_share: float, num_layers: int
+    work: Work, gpu: Gpu, bandwidth_share: float, matrix_share: float, fixed_us: float
 ) -> float:
     ideal = ideal_seconds(work, gpu)
-    fixed = (efficiency.step_us + num_layers * efficiency.layer_us) / 1e6
-    reading = ideal.reading / efficiency.bandwidth_share
-    return fixed + reading + ideal.computing / matrix_share + ideal.exchanging
+    busy = ideal.reading / bandwidth_share + ideal.computing / matrix_share
+    return busy + ideal.exchanging + fixed_us / 1e6
 
 
 def _reading(part: Part, gpu: Gpu) -> float:

@@ -112,7 +112,7 @@ def plan(
         dropless plan dbrx --gpu H100 --count 8
         dropless plan dbrx --gpu H200 --count 1,2,4 --quantization fp8 --plot dbrx.png
         dropless plan dbrx --gpu H100 --count 8 --input-len 2000 --output-len 256 --json
-        dropless plan ./my-model --gpu A100 --memory-gib 78 --bandwidth-tb-s 1.7 --tflops 260
+        dropless plan ./my-model --gpu mine --memory-gib 46 --bandwidth-tb-s 0.8 --tflops 150
     """
     from rich.console import Console
 

@@ -21,7 +21,8 @@ def notes(
         " experts on each.",
         "TTFT: all users' prompts arrive together, and the last has its first token. TPOT: a"
         " decode step in the middle of the answers. Limit: what that step must read or compute at"
-        " the ceilings, and nothing else. In all: output tokens, with the time of the prompts.",
+        " the ceilings, and nothing else. With prompts: tok/s of all users, the time of their"
+        " prompts counted.",
         f"Ceilings of {gpu.name}: {gpu.source}.",
         *_left_out(fitting, batches),
         *_missing_ceilings(gpu, fitting),
@@ -60,6 +61,7 @@ def _missing_ceilings(gpu: Gpu, layouts: Sequence[PlannedLayout]) -> Iterator[st
 
 def _borrowed(gpu: Gpu, num_layers: int, layouts: Sequence[LayoutReport]) -> Iterator[str]:
     used = {layout.planned.layout.quantization: layout.efficiency for layout in layouts}
+    shallow = {}
     for quantization, efficiency in used.items():
         here, there = (
             _case(quantization, gpu.name),
@@ -73,11 +75,13 @@ def _borrowed(gpu: Gpu, num_layers: int, layouts: Sequence[LayoutReport]) -> Ite
                 f"How near the engine comes to the ceilings is not measured for {here} yet and"
                 f" taken from {known}."
             )
-        if efficiency.layers != (num_layers,) and len(efficiency.layers) == 1:
-            yield (
-                f"These cases all have {efficiency.layers[0]} layers, which does not tell a step's"
-                f" fixed time from its layers': with {num_layers} layers it may be longer."
-            )
+        if len(efficiency.layers) == 1 and efficiency.layers != (num_layers,):
+            shallow[there] = efficiency.layers[0]
+    for there, layers in shallow.items():
+        yield (
+            f"The cases of {there} all have {layers} layers, which does not tell a step's fixed"
+            f" time from its layers': predictions for {num_layers} layers are uncertain by it."
+        )
 
 
 def _case(quantization: str, gpu: str) -> str:

@@ -71,7 +71,9 @@ def tables(report: Report) -> Group:
         parts += [Text(), _speed_table(report)]
     if report.comparisons:
         parts += [Text(), _measured_table(report)]
-    parts += [Text(), *(Text(f"- {note}") for note in report.notes)]
+    sources = dict.fromkeys(found.measured.source for found in report.comparisons)
+    measured = [f"Measured: {'; '.join(sources)}."] if sources else []
+    parts += [Text(), *(Text(f"- {note}") for note in [*report.notes, *measured])]
     return Group(*parts)
 
 
@@ -200,8 +202,8 @@ def _speed_table(report: Report) -> Table:
         "TPOT ms",
         "limit ms",
         "tok/s a user",
-        "tok/s decoding",
-        "tok/s in all",
+        "tok/s all users",
+        "with prompts",
         "prefill tok/s",
     ):
         table.add_column(heading, justify="right")
@@ -238,7 +240,6 @@ def _measured_table(report: Report) -> Table:
     table = _table("measured on this GPU, and how far the prediction of the same case is off")
     for heading in ("layers", "users", "step ms", "predicted", "", "prefill", "predicted", ""):
         table.add_column(heading, justify="right")
-    table.add_column("from", no_wrap=True)
     for found in report.comparisons:
         row = found.measured
         table.add_row(
@@ -251,7 +252,6 @@ def _measured_table(report: Report) -> Table:
             f"{row.prefill_tokens_per_s:,.0f}",
             f"{found.predicted.prefill_tokens_per_s:,.0f}",
             _deviation(found.prefill_deviation),
-            row.source,
         )
     return table
 
