@@ -13,7 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dropless.bench.gpus import find_gpu
+from dropless.bench.gpus import Precision, find_gpu
 from dropless.checkpoints.open import open_checkpoint
 from dropless.checkpoints.resolve import resolve
 from dropless.checkpoints.writer import write_tiny_dbrx
@@ -52,20 +52,19 @@ def test_dbrx_on_eight_gpus() -> None:
     assert tensor == expert == pytest.approx((263.2e9 - 1.23e9) / 8 + 1.23e9, rel=0.001)
 
 
-@pytest.mark.parametrize("options", [[], ["--expert-parallel"], ["--quantization", "fp8"]])
+@pytest.mark.parametrize(
+    ("quantization", "parallel"), [("none", "tensor"), ("none", "expert"), ("fp8", "tensor")]
+)
 def test_it_says_of_memory_what_the_engine_does(
-    monkeypatch: pytest.MonkeyPatch, options: list[str]
+    monkeypatch: pytest.MonkeyPatch, quantization: Precision, parallel: str
 ) -> None:
     document = planned(
         "dbrx", "--gpu", "H100", "--count", "4", "--memory-fraction", "0.95",
         "--max-model-len", "4096", "--max-running-requests", "300", "--step-token-budget", "4096",
+        "--quantization", quantization, "--parallel", parallel,
     )  # fmt: skip
-    is_fp8, by_expert = "fp8" in options, "--expert-parallel" in options
-    (found,) = (
-        layout["memory_of_each_gpu"]
-        for layout in document["layouts"]
-        if (layout["quantization"] == "fp8", layout["expert_parallel"]) == (is_fp8, by_expert)
-    )
+    (layout,) = document["layouts"]
+    found = layout["memory_of_each_gpu"]
     free = find_gpu("H100").memory_bytes
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 2 * free))
@@ -74,8 +73,8 @@ def test_it_says_of_memory_what_the_engine_does(
     config = EngineConfig(
         model_path=resolve("dbrx", allow_shapes=True),
         tensor_parallel_size=4,
-        expert_parallel=by_expert,
-        quantization="fp8" if is_fp8 else "none",
+        expert_parallel=parallel == "expert",
+        quantization=quantization,
         memory_fraction=0.95,
         max_model_len=4096,
         max_running_requests=300,
@@ -141,13 +140,12 @@ def test_the_tables_show_measured_beside_predicted(tmp_path: Path) -> None:
 
 
 def test_figures_that_nobody_measured_are_named() -> None:
-    notes = "\n".join(planned("dbrx", "--gpu", "H200", "--count", "2")["notes"])
+    arguments = ("dbrx", "--gpu", "H200", "--count", "2", "--quantization", "fp8")
+    notes = "\n".join(planned(*arguments, "--parallel", "tensor")["notes"])
     assert ("small all-reduce" in notes) == (find_gpu("H200").all_reduce_us is None)
     assert ("The fp8 rate of H200" in notes) == (find_gpu("H200").fp8_tflops is None)
     given = ("--all-reduce-us", "9", "--link-gb-s", "300", "--fp8-tflops", "1300")
-    assert "not known" not in "\n".join(
-        planned("dbrx", "--gpu", "H200", "--count", "2", *given)["notes"]
-    )
+    assert "not known" not in "\n".join(planned(*arguments, *given)["notes"])
 
 
 def test_a_model_that_is_here_and_a_gpu_that_is_described(tmp_path: Path) -> None:
@@ -164,7 +162,7 @@ def test_a_model_that_is_here_and_a_gpu_that_is_described(tmp_path: Path) -> Non
 def test_a_picture_is_drawn(tmp_path: Path, suffix: str, counts: str) -> None:
     """Also of what does not fit."""
     picture = tmp_path / f"plan.{suffix}"
-    options = ["--count", counts, "--parallel", "tensor", "--plot", str(picture)]
+    options = ["--count", counts, "--quantization", "none", "--plot", str(picture)]
     run(app, ["plan", "dbrx", "--gpu", "H100", *options])
     assert picture.stat().st_size > 5000
 
@@ -182,7 +180,7 @@ def test_a_picture_is_drawn(tmp_path: Path, suffix: str, counts: str) -> None:
         (["dbrx", "--gpu", "H300"], "known are H100, H200. Did you mean H"),
         (["dbrxx", "--gpu", "H100"], "Did you mean dbrx"),
         (["llama2-70b", "--gpu", "H100", "--count", "8", "--parallel", "expert"], "has none"),
-        (["dbrx", "--gpu", "H100", "--plot", "no/such.png"], "cannot write"),
+        (["smollm2-135m", "--gpu", "H100", "--plot", "no/such.png"], "cannot write"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], said: str) -> None:
