@@ -36,8 +36,8 @@ UNKNOWNS = (
     "reading",
     "decode products",
     "prefill products",
-    "decode layer",
-    "prefill layer",
+    "layer",
+    "layer of a prefill, above that",  # no graph is slower than its kernels one by one
     "step",
 )
 SHARES = 3
@@ -95,30 +95,31 @@ def fit(gpu: Gpu, rows: Sequence[Measurement]) -> Efficiency:
         shape = shape_of(row)
         tokens = [Tokens.decode(row.batch, row.traffic.context)]
         prefill = list(prefill_steps(row.batch, row.input_tokens, row.step_token_budget))
-        for steps, products, layer, taken in (
-            (tokens, 1, 3, row.step_ms / 1e3),
-            (prefill, 2, 4, row.batch * row.input_tokens / row.prefill_tokens_per_s),
+        for steps, is_prefill, taken in (
+            (tokens, False, row.step_ms / 1e3),
+            (prefill, True, row.batch * row.input_tokens / row.prefill_tokens_per_s),
         ):
             ideals = [ideal_seconds(step_work(shape, row.layout, step), gpu) for step in steps]
             line = np.zeros(len(UNKNOWNS))
             line[0] = sum(ideal.reading for ideal in ideals)
-            line[products] = sum(ideal.computing for ideal in ideals)
-            line[layer] = len(steps) * row.layers
+            line[2 if is_prefill else 1] = sum(ideal.computing for ideal in ideals)
+            line[3] = len(steps) * row.layers
+            line[4] = len(steps) * row.layers * is_prefill
             line[5] = len(steps)
             coefficients.append(line)
             seconds.append(taken - sum(ideal.exchanging for ideal in ideals))
     found = bounded_least_squares(np.array(coefficients), np.array(seconds))
     share, decode_share, prefill_share = (round(1 / float(x), 3) for x in found[:SHARES])
-    decode_layer_us, prefill_layer_us, step_us = (round(float(x) * 1e6, 1) for x in found[SHARES:])
+    layer_us, prefill_extra_us, step_us = (float(x) * 1e6 for x in found[SHARES:])
     return Efficiency(
         gpu=gpu.name,
         quantization=rows[0].quantization,
         bandwidth_share=share,
         decode_matrix_share=decode_share,
         prefill_matrix_share=prefill_share,
-        decode_layer_us=decode_layer_us,
-        prefill_layer_us=prefill_layer_us,
-        step_us=step_us,
+        decode_layer_us=round(layer_us, 1),
+        prefill_layer_us=round(layer_us + prefill_extra_us, 1),
+        step_us=round(step_us, 1),
         rows=len(rows),
         layers=tuple(sorted({row.layers for row in rows})),
         source="; ".join(sorted({row.source for row in rows})),
