@@ -16,7 +16,8 @@ from torch import Tensor
 from dropless.ops.attention import PagedBatch, paged_attention
 from dropless.ops.triton.launch import after_previous, early_launch
 
-_PART_KEYS = 256  # of a split, unless that would be more than _MAX_SPLITS
+_PART_KEYS = 256  # of a split at least, unless that would be more than _MAX_SPLITS
+_PROGRAMS = 132  # the multiprocessors of a Hopper GPU
 _MAX_SPLITS = 32
 _DECODE_KEYS = 64  # of one iteration
 _QUERIES, _CHUNK_KEYS = 64, 64  # of one tile
@@ -222,12 +223,18 @@ def _decode(
     _, num_heads, head_dim = q.shape
     block_size, num_kv_heads = k_cache.shape[1:3]
     most_keys = batch.block_tables.shape[1] * block_size
-    splits = min(_MAX_SPLITS, int(triton.next_power_of_2(triton.cdiv(most_keys, _PART_KEYS))))
+    part = _PART_KEYS
+    while (
+        part < 4 * _PART_KEYS
+        and 2 * batch.num_decodes * num_kv_heads * _PART_KEYS > part * _PROGRAMS
+    ):
+        part *= 2  # enough to do without so many splits
+    splits = min(_MAX_SPLITS, int(triton.next_power_of_2(triton.cdiv(most_keys, part))))
     shape = (batch.num_decodes, num_heads, splits)
     parts = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
     lse = torch.empty(shape, dtype=torch.float32, device=q.device)
     dim, group = int(triton.next_power_of_2(head_dim)), num_heads // num_kv_heads
-    shared = {"HEAD_DIM": head_dim, "SPLITS": splits, "PART": _PART_KEYS, "KEYS": _DECODE_KEYS}
+    shared = {"HEAD_DIM": head_dim, "SPLITS": splits, "PART": part, "KEYS": _DECODE_KEYS}
     _decode_kernel[(batch.num_decodes, num_kv_heads, splits)](
         q, k_cache, v_cache, batch.block_tables, batch.query_start, plan.decode_lens,
         parts, lse, scale,

@@ -13,6 +13,7 @@ from dropless.ops.rope import rope_and_cache
 from dropless.ops.triton.launch import after_previous, early_launch
 
 _COLUMNS = 1024  # of the activation, for one program
+_HEADS = 8  # that one program rotates
 
 
 @triton.jit
@@ -69,38 +70,44 @@ def layer_norm_cuda(
 
 @triton.jit
 def _rope_kernel(
-    qkv_ptr, rotary_ptr, k_ptr, v_ptr, slots_ptr, q_ptr, clip,
-    num_heads, num_kv_heads,
-    HEAD_DIM: tl.constexpr, HALF: tl.constexpr, HAS_CLIP: tl.constexpr, EARLY: tl.constexpr,
+    qkv_ptr, rotary_ptr, k_ptr, v_ptr, slots_ptr, q_ptr, clip, num_heads, num_kv_heads,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HALF: tl.constexpr, HAS_CLIP: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One head of one token a program: query heads, then key heads, then value heads."""
+    """HEADS heads of one token a program: query heads, then key heads, then value heads."""
     after_previous(EARLY)
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
+    heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     columns = tl.arange(0, HALF)
-    inside = columns < HEAD_DIM // 2
-    source = qkv_ptr + (token * (num_heads + 2 * num_kv_heads) + head) * HEAD_DIM
-    first = tl.load(source + columns, inside, 0.0)
-    second = tl.load(source + HEAD_DIM // 2 + columns, inside, 0.0)
+    all_heads = num_heads + 2 * num_kv_heads
+    inside = (heads[:, None] < all_heads) & (columns[None, :] < HEAD_DIM // 2)
+    at = heads[:, None] * HEAD_DIM + columns[None, :]
+    source = qkv_ptr + token * all_heads * HEAD_DIM + at
+    first = tl.load(source, inside, 0.0)
+    second = tl.load(source + HEAD_DIM // 2, inside, 0.0)
     if HAS_CLIP:
         first = tl.minimum(tl.maximum(first.to(tl.float32), -clip), clip).to(first.dtype)
         second = tl.minimum(tl.maximum(second.to(tl.float32), -clip), clip).to(second.dtype)
-    if head < num_heads + num_kv_heads:
-        angles = rotary_ptr + token * 2 * HEAD_DIM
-        cos = tl.load(angles + columns, inside, 0.0)
-        sin = tl.load(angles + HEAD_DIM + HEAD_DIM // 2 + columns, inside, 0.0)
-        a, b = first.to(tl.float32), second.to(tl.float32)
-        first = (a * cos - b * sin).to(first.dtype)
-        second = (b * cos + a * sin).to(second.dtype)
-    slot = tl.load(slots_ptr + token)
-    if head < num_heads:
-        target = q_ptr + (token * num_heads + head) * HEAD_DIM
-    elif head < num_heads + num_kv_heads:
-        target = k_ptr + (slot * num_kv_heads + head - num_heads) * HEAD_DIM
-    else:
-        target = v_ptr + (slot * num_kv_heads + head - num_heads - num_kv_heads) * HEAD_DIM
-    tl.store(target + columns, first, inside)
-    tl.store(target + HEAD_DIM // 2 + columns, second, inside)
+    angles = rotary_ptr + token * 2 * HEAD_DIM + columns
+    cos = tl.load(angles, columns < HEAD_DIM // 2, 0.0)[None, :]
+    sin = tl.load(angles + HEAD_DIM + HEAD_DIM // 2, columns < HEAD_DIM // 2, 0.0)[None, :]
+    a, b = first.to(tl.float32), second.to(tl.float32)
+    turns = heads[:, None] < num_heads + num_kv_heads
+    first = tl.where(turns, (a * cos - b * sin).to(first.dtype), first)
+    second = tl.where(turns, (b * cos + a * sin).to(second.dtype), second)
+    slot = tl.load(slots_ptr + token) * num_kv_heads * HEAD_DIM
+    is_q = inside & (heads[:, None] < num_heads)
+    is_k = inside & (heads[:, None] >= num_heads) & turns
+    is_v = inside & (heads[:, None] >= num_heads + num_kv_heads)
+    q_at = q_ptr + token * num_heads * HEAD_DIM + at
+    k_at = k_ptr + slot + at - num_heads * HEAD_DIM
+    v_at = v_ptr + slot + at - (num_heads + num_kv_heads) * HEAD_DIM
+    tl.store(q_at, first, is_q)
+    tl.store(q_at + HEAD_DIM // 2, second, is_q)
+    tl.store(k_at, first, is_k)
+    tl.store(k_at + HEAD_DIM // 2, second, is_k)
+    tl.store(v_at, first, is_v)
+    tl.store(v_at + HEAD_DIM // 2, second, is_v)
 
 
 @rope_and_cache.register("cuda")
@@ -117,11 +124,13 @@ def rope_and_cache_cuda(
 ) -> Tensor:
     num_tokens, head_dim = len(qkv), k_cache.shape[-1]
     q = qkv.new_empty(num_tokens, num_heads, head_dim)
-    _rope_kernel[(num_tokens, num_heads + 2 * num_kv_heads)](
+    all_heads = num_heads + 2 * num_kv_heads
+    heads = min(_HEADS, int(triton.next_power_of_2(all_heads)))
+    _rope_kernel[(num_tokens, triton.cdiv(all_heads, heads))](
         qkv.contiguous(), rotary, k_cache, v_cache, slot_mapping, q, clip or 0.0,
-        num_heads, num_kv_heads,
-        HEAD_DIM=head_dim, HALF=triton.next_power_of_2(head_dim // 2), HAS_CLIP=clip is not None,
-        num_warps=1, **early_launch(qkv),
+        num_heads, num_kv_heads, HEADS=heads, HEAD_DIM=head_dim,
+        HALF=triton.next_power_of_2(head_dim // 2), HAS_CLIP=clip is not None,
+        num_warps=4, **early_launch(qkv),
     )  # fmt: skip
     return q
 

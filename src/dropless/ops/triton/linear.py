@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dropless.ops.fp8 import Fp8Tensor, quantize_tokens
 from dropless.ops.linear import linear
-from dropless.ops.triton.fp8 import factors, parts, scale_of, to_fp8
+from dropless.ops.triton.fp8 import factors, is_aligned, parts, scale_of, to_fp8
 from dropless.ops.triton.launch import after_previous, early_launch
 from dropless.ops.triton.tiles import Tile, tile_for
 
@@ -39,7 +39,7 @@ def _vector_kernel(
     token = tl.program_id(0).to(tl.int64)
     x = tl.load(x_ptr + token * size + depth, depth < size, 0.0)
     if SCALED:
-        scale = scale_of(tl.max(tl.abs(x.to(tl.float32)), 0))
+        scale = scale_of(x, 0)
         x = to_fp8(x, scale)
     out = tl.sum(w.to(tl.float32) * x.to(tl.float32)[None, :], 1)
     inside = columns < num_outputs
@@ -105,7 +105,11 @@ def linear_cuda(x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None = Non
     x = x.contiguous()
     if len(x) <= _VECTOR_TOKENS:
         return linear_by_vectors(x, weight, bias)
-    tile = tile_for("linear", weight, len(x)) if len(x) <= MAX_TILE_TOKENS else None
+    tile = None
+    if len(x) <= MAX_TILE_TOKENS:
+        tile = tile_for("linear", weight, len(x))
+    elif isinstance(weight, Fp8Tensor) and not is_aligned(weight):
+        tile = Tile(64, 64, 128)  # cuBLAS refuses such sizes
     if tile is None:
         return linear_by_library(x, weight, bias)
     return linear_by_tiles(x, weight, bias, tile)

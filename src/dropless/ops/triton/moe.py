@@ -11,7 +11,7 @@ from torch import Tensor
 from dropless.ops.activation import silu_mul
 from dropless.ops.fp8 import Fp8Tensor, quantize_tokens
 from dropless.ops.moe import fused_experts
-from dropless.ops.triton.fp8 import factors
+from dropless.ops.triton.fp8 import factors, is_aligned, silu_mul_quantize
 from dropless.ops.triton.grouping import Grouping, find_tile, group_pairs, num_tiles, padded
 from dropless.ops.triton.launch import after_previous, early_launch
 from dropless.ops.triton.moe_pairs import down_by_pairs, gate_up_by_pairs
@@ -132,7 +132,7 @@ def fused_experts_cuda(
     if topk_ids.numel() <= _PAIRS and isinstance(gate_up, Tensor) and isinstance(down, Tensor):
         made = gate_up_by_pairs(x, gate_up, topk_ids)
         out = down_by_pairs(made, down, topk_ids)
-    elif len(x) <= CUTLASS_TOKENS or x.dtype == torch.float32:
+    elif len(x) <= CUTLASS_TOKENS or x.dtype == torch.float32 or not is_aligned(down):
         grouping = group_pairs(topk_ids, num_experts)
         pairs = topk_ids.numel()
         made = gate_up_by_tiles(x, gate_up, grouping, _tile("gate_up", gate_up, pairs))
@@ -140,8 +140,7 @@ def fused_experts_cuda(
     else:
         grouping = group_pairs(topk_ids, num_experts)
         places = grouping.places()
-        rows = x[grouping.pairs // topk_ids.shape[1]]
-        out = _grouped_product(silu_mul(_grouped_product(rows, gate_up, grouping)), down, grouping)
+        out = _by_cutlass(x, gate_up, down, grouping, topk_ids.shape[1])
     return _combine(out, places, topk_weights, topk_ids, num_experts)
 
 
@@ -183,17 +182,32 @@ def down_by_tiles(made: Tensor, down: Tensor | Fp8Tensor, grouping: Grouping, ti
     return out
 
 
-def _grouped_product(x: Tensor, weight: Tensor | Fp8Tensor, grouping: Grouping) -> Tensor:
-    """x [pairs, in] by weight [E, out, in]: [pairs, out] bfloat16. Rows in no group are not
-    defined."""
-    ends = grouping.offsets[1 : weight.shape[0] + 1]
-    if isinstance(weight, Tensor):
-        return torch._grouped_mm(x, weight.transpose(1, 2), offs=ends)
+def _by_cutlass(
+    x: Tensor,
+    gate_up: Tensor | Fp8Tensor,
+    down: Tensor | Fp8Tensor,
+    grouping: Grouping,
+    top_k: int,
+) -> Tensor:
+    """What the experts of the grouped pairs make, in their order: [pairs, hidden] bfloat16. Rows in
+    no group are not defined."""
+    tokens = grouping.pairs // top_k
+    ends = grouping.offsets[1 : gate_up.shape[0] + 1]
+    if isinstance(gate_up, Tensor) or isinstance(down, Tensor):
+        assert isinstance(gate_up, Tensor)
+        assert isinstance(down, Tensor)  # both are of one kind
+        made = silu_mul(torch._grouped_mm(x[tokens], gate_up.transpose(1, 2), offs=ends))
+        return torch._grouped_mm(made, down.transpose(1, 2), offs=ends)
+
+    def product(values: Tensor, scales: Tensor, weight: Fp8Tensor) -> Tensor:
+        return torch._scaled_grouped_mm(
+            values, weight.values.transpose(1, 2), scales, weight.scales, offs=ends,
+            out_dtype=torch.bfloat16, use_fast_accum=True,
+        )  # fmt: skip
+
     values, scales = quantize_tokens(x)
-    return torch._scaled_grouped_mm(
-        values, weight.values.transpose(1, 2), scales, weight.scales, offs=ends,
-        out_dtype=torch.bfloat16, use_fast_accum=True,
-    )  # fmt: skip
+    rows = values.view(torch.uint8)[tokens].view(values.dtype)
+    return product(*silu_mul_quantize(product(rows, scales[tokens], gate_up)), down)
 
 
 def _combine(

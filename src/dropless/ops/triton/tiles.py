@@ -21,6 +21,7 @@ from dropless.ops.triton.launch import early_launch
 logger = logging.getLogger(__name__)
 
 SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)  # tokens, or pairs; others use the next
+_WORTH_TUNING = 4 << 20  # bytes: a smaller weight is read in 2 us
 _SHIPPED = Path(__file__).parent / "tuned"
 _VERSION = ".".join(triton.__version__.split(".")[:2])
 
@@ -140,7 +141,8 @@ def tile_for(op: str, weight: Tensor | Fp8Tensor, size: int) -> Tile | None:
     if weight.device.type != "cuda":
         return _guess(product, size)
     gpu = gpu_name(weight.device)
-    if _strangers is not None and product not in table_of(gpu).products:
+    is_large = weight.nbytes >= _WORTH_TUNING
+    if _strangers is not None and is_large and product not in table_of(gpu).products:
         _strangers.setdefault(product, (op, weight))
     return _find(product, next_size(size), gpu)
 
