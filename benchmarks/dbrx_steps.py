@@ -92,6 +92,7 @@ def whole_engine(
         quantization=quantization,
         prefix_caching=False,
         max_model_len=MAX_LEN,
+        memory_fraction=0.96,  # the whole model leaves little beside it
     )
     engine, ready = build_engine(config, lambda *_: None)
     try:

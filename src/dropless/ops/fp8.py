@@ -82,8 +82,8 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
 
     A token's scale is its largest absolute value / 448, or the smallest normal float32 if that is
     larger, so that zeros stay zeros; its values are x * (1 / scale), rounded to the nearest e4m3
-    number, ties to even, never beyond ±448. All in float32. Of a token that holds NaN or an infinity every
-    product is NaN.
+    number, ties to even, never beyond ±448. All in float32. Of a token that holds NaN or an
+    infinity every product is NaN.
     """
     return _quantize_rows(x)
 
