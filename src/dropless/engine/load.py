@@ -77,7 +77,7 @@ def load_runner(
             group,
             device=device,
             spare_block=plan.num_blocks,
-            cache_folder=default_cache_dir() / "tiles",
+            cache_folder=default_cache_dir().parent / "tiles",
             progress=progress,
         )
         runner.capture_graphs(plan.num_blocks, lambda done: progress("capturing CUDA graphs", done))

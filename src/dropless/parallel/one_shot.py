@@ -17,7 +17,7 @@ from dropless.ops.triton.all_reduce import (
 )
 from dropless.parallel.peer_memory import PeerMemory
 
-LIMIT_BYTES = 512 * 1024  # every rank reads all of every other's part; NCCL's ranks share that
+LIMIT_BYTES = 2 << 20  # measured on two H200s: 11 us, NCCL 33; beyond it nothing was measured
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _POLLS_PER_S = 4_000_000  # no GPU is faster: a poll goes to the L2 cache and back
 
