@@ -92,7 +92,7 @@ def whole_engine(
         quantization=quantization,
         prefix_caching=False,
         max_model_len=MAX_LEN,
-        memory_fraction=0.96,  # the whole model leaves little beside it
+        memory_fraction=0.96,  # a batch of 128 needs the cache
     )
     engine, ready = build_engine(config, lambda *_: None)
     try:

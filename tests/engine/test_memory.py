@@ -48,9 +48,17 @@ def test_dbrx_in_8_bits_fits_on_one_h200() -> None:
     assert used <= found.limit_bytes == int(0.96 * 139 * GIB)
 
 
+def test_dbrx_fits_by_default_on_one_h200_in_8_bits_and_on_two_in_16() -> None:
+    for found in (plan(quantization="fp8"), plan(tensor_parallel_size=2)):
+        assert found.limit_bytes == int(0.95 * 139 * GIB)
+        assert found.max_model_len >= 16384
+
+
 def test_a_refusal_names_what_would_fit() -> None:
-    with pytest.raises(MemoryPlanError, match=r"at least 3 such GPUs.*fp8"):
+    with pytest.raises(MemoryPlanError, match=r"at least 2 such GPUs.*fp8"):
         plan(quantization="none")
+    with pytest.raises(MemoryPlanError, match="at least 4 such GPUs"):  # 3 cannot share 8 heads
+        plan(quantization="none", memory_fraction=0.8)
     with pytest.raises(MemoryPlanError, match=r"set memory_fraction to 0\.\d\d") as refused:
         plan(quantization="fp8", memory_fraction=0.5)
     advised = re.search(r"set memory_fraction to (0\.\d\d)", str(refused.value))

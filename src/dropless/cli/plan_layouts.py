@@ -89,7 +89,7 @@ class Planner:
         if self.config.max_model_len is not None:
             config = msgspec.structs.replace(self.config, max_model_len=None)
             yield "no max_model_len", replace(self, config=config)
-        if self.config.memory_fraction < MAX_MEMORY_FRACTION:
+        if memory.memory_fraction(self.config, "cuda") < MAX_MEMORY_FRACTION:
             config = msgspec.structs.replace(self.config, memory_fraction=MAX_MEMORY_FRACTION)
             yield f"memory_fraction {MAX_MEMORY_FRACTION}", replace(self, config=config)
 

@@ -37,7 +37,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     step_token_budget: int | None = None  # None: 256 on a CPU, 8192 on a GPU
     block_size: int = 16
     kv_cache_bytes: int | None = None  # None: planned
-    memory_fraction: float = 0.9  # of the device's memory that the plan may use
+    memory_fraction: float | None = None  # of what is free; None: 0.95 on a GPU, 0.9 on a CPU
     prefix_caching: bool = True
     seed: int = 0  # for generated weights only; requests carry their own
     threads: int | None = None  # CPU threads; None: all cores given to this process
@@ -54,10 +54,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise SettingsError(
                 f"block_size is {self.block_size}; use 8, 16, 32, 64 or 128 (16 suits most)"
             )
-        if not 0.05 <= self.memory_fraction <= MAX_MEMORY_FRACTION:
+        fraction = self.memory_fraction
+        if fraction is not None and not 0.05 <= fraction <= MAX_MEMORY_FRACTION:
             raise SettingsError(
-                f"memory_fraction is {self.memory_fraction}; it must be between 0.05 and"
-                f" {MAX_MEMORY_FRACTION}"
+                f"memory_fraction is {fraction}; it must be between 0.05 and {MAX_MEMORY_FRACTION}"
             )
         if self.quantization == "fp16" and self.device == "cuda":
             raise SettingsError("fp16 weights are a CPU format; use quantization none on a GPU")

@@ -102,13 +102,13 @@ def plan_memory(
     )
     workspace = ranks_here * _workspace(model, config, budget, dtype, device, quantization)
     free = available_memory() if device == "cpu" else min(gpu.free_bytes for gpu in gpus)
-    limit = int(free * config.memory_fraction)
+    limit = int(free * memory_fraction(config, device))
     wanted_len = _wanted_len(config, model)
     room = limit - weights - workspace
     block_bytes = _block_bytes(model, config, dtype, ranks_here)
     least_cache = block_bytes * _blocks(min(_SHORTEST_LEN, wanted_len), config)
     if room < least_cache:
-        raise _too_big(config, quantization, weights, workspace, least_cache, limit, device)
+        raise _too_big(config, model, quantization, weights, workspace, least_cache, limit, device)
     cache = _cache_bytes(config, device, room, block_bytes, wanted_len)
     num_blocks = cache // block_bytes
     max_model_len = min(wanted_len, num_blocks * config.block_size)
@@ -271,31 +271,43 @@ def _cache_bytes(
     return min(room, most)
 
 
+def memory_fraction(config: EngineConfig, device: Literal["cpu", "cuda"]) -> float:
+    """The share of the free memory that the plan may use. A CPU's is used by others as well."""
+    if config.memory_fraction is not None:
+        return config.memory_fraction
+    return 0.95 if device == "cuda" else 0.9
+
+
 def _too_big(
     config: EngineConfig,
+    model: ModelConfig,
     quantization: WeightFormat,
     weights: int,
     workspace: int,
     least_cache: int,
     limit: int,
-    device: str,
+    device: Literal["cpu", "cuda"],
 ) -> MemoryPlanError:
     where = "this machine" if device == "cpu" else "each GPU"
     advice = ["free memory"]
     needed_bytes = weights + workspace + least_cache
-    fraction = config.memory_fraction * needed_bytes / max(1, limit) + 0.005  # rounded up below
-    if config.memory_fraction < fraction <= MAX_MEMORY_FRACTION:
+    given = memory_fraction(config, device)
+    fraction = given * needed_bytes / max(1, limit) + 0.005  # rounded up below
+    if given < fraction <= MAX_MEMORY_FRACTION:
         advice.append(f"set memory_fraction to {fraction:.2f}")
     if device == "cuda" and weights + workspace > limit > workspace:
         total = weights * config.tensor_parallel_size
-        needed = -(-total // (limit - workspace))
-        advice.append(f"use at least {needed} such GPUs (tensor_parallel_size)")
+        fewest = -(-total // (limit - workspace))
+        heads = model.num_kv_heads
+        needed = next((n for n in range(fewest, heads + 1) if heads % n == 0), None)
+        if needed is not None:
+            advice.append(f"use at least {needed} such GPUs (tensor_parallel_size)")
         if quantization == "none":
             advice.append("set quantization to fp8, which halves the weights")
     return MemoryPlanError(
         f"{config.model_id or config.model_path.name} needs {_gib(weights)} for weights and"
         f" {_gib(workspace)} for a step of tokens, with KV cache on top; {where} has {_gib(limit)}"
-        f" for it (memory_fraction {config.memory_fraction:g} of what is free). To make it fit,"
+        f" for it (memory_fraction {given:g} of what is free). To make it fit,"
         f" {', '.join(advice)}, use a smaller model, or lower step_token_budget and"
         " max_running_requests"
     )
