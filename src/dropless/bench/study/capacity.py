@@ -33,7 +33,7 @@ def run(options: Options, folder: Path) -> None:
     experts, hidden, top_k = config.num_experts, config.hidden_size, config.top_k
     dtype = torch.float32 if options.tiny else torch.bfloat16
     gate_up = _weights((experts, 2 * width, hidden), dtype, options.device)
-    down = _weights((experts, hidden, width), dtype, options.device)
+    down = _weights((experts, width, hidden), dtype, options.device).mT  # as DBRX stores it
     rows: list[dict[str, Any]] = []
     for num_tokens in TINY_TOKENS if options.tiny else TOKENS:
         x = torch.randn(num_tokens, hidden, device=options.device, dtype=dtype)
@@ -48,7 +48,12 @@ def run(options: Options, folder: Path) -> None:
             options.say(_line(rows[-len(made) :]))
     if rows:
         shape = {"experts": experts, "top_k": top_k, "hidden": hidden, "width": width}
-        record = {"machine": machine(options.device), "tiny": options.tiny, **shape, "rows": rows}
+        record = {
+            "machine": machine(options.device, 1),
+            "tiny": options.tiny,
+            **shape,
+            "rows": rows,
+        }
         options.say(f"kept in {append(folder, PART, f'width-{width}', record)}")
 
 

@@ -118,7 +118,7 @@ class ClosedLoop:
         )
 
     def _send(self) -> None:
-        prompt = [self._random.randrange(self._vocab_size) for _ in range(self._input_tokens)]
+        prompt = self._random.choices(range(self._vocab_size), k=self._input_tokens)
         request = EngineRequest(f"study-{self._sent}", prompt, self._params)
         record = RequestRecord(self._sent, self._clock(), input_tokens=len(prompt))
         self._engine.add_request(request)

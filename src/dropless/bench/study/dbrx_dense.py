@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dropless.bench.study.closed_loop import ClosedLoop, Window
 from dropless.bench.study.models import TITLES, config_of, engine_of
 from dropless.bench.study.options import Options
@@ -65,7 +67,7 @@ def _measure(model: str, options: Options, sums: SumCost | None, folder: Path) -
         return
     case = f"{options.on}-{model}"
     record = {
-        "machine": machine(options.device),
+        "machine": machine(options.device, 1 if options.on == "slice" else options.ranks),
         "on": options.on,
         "ranks": options.ranks,
         "model": model,
@@ -115,7 +117,7 @@ def _points(
 
 
 def _point(window: Window, config: ModelConfig, options: Options, sums_s: float) -> dict[str, Any]:
-    gpu = gpu_named(machine(options.device)["gpu"])
+    gpu = None if options.tiny else gpu_named(torch.cuda.get_device_name())
     context = options.input_tokens + options.output_tokens / 2
     return {
         **asdict(window),

@@ -42,7 +42,7 @@ _DENSE_INTRO = """## DBRX against dense models
 DBRX has 132B parameters, of which a token uses 36B. Beside it stand a dense model of 132B with
 DBRX's depth, width and heads and one feed-forward layer as wide as 16 experts, and Llama2-70B's
 shape. All weights are generated, which changes no speed save for how even the routing is. The
-dense model has RMSNorm and no clipping of q, k and v; that is the only other difference.
+dense model has RMSNorm and no clipping of q, k and v; that is all that differs beside the experts.
 """
 
 _CAPACITY_INTRO = """## Dropless against fixed capacity
@@ -176,7 +176,7 @@ def _summary_table(found: dict[str, Curve]) -> str:
         mine, theirs = dbrx.rate_within(_INTERACTIVE_MS), other.rate_within(_INTERACTIVE_MS)
         rows += [
             (
-                f"output tok/s under {_INTERACTIVE_MS:g} ms a token, over {TITLES[model]}",
+                f"most output tok/s below {_INTERACTIVE_MS:g} ms a token, over {TITLES[model]}",
                 f"{mine / theirs:.2f}" if mine and theirs else "no point of both is that fast",
                 f"{published.INTERACTIVE[model]:g}",
             ),

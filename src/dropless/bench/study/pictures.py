@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,17 @@ def new_figure(width: float, height: float, columns: int) -> tuple[Any, Any]:
 
 def save(figure: Any, path: Path, caption: str) -> None:
     """With the caption below."""
-    figure.supxlabel(textwrap.fill(caption, 150), fontsize=8, color="#444444")
+    lines = textwrap.fill(caption, int(13 * figure.get_figwidth()))
+    figure.supxlabel(lines, fontsize=8, color="#444444")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
+
+
+def _name_ticks(axis: Any, values: Iterable[float]) -> None:
+    """Of a logarithmic axis, the measured values themselves."""
+    ticks = sorted(set(values))
+    axis.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks], fontsize=8)
+    axis.set_ticks([], minor=True)
 
 
 def serving_caption(record: Record) -> str:
@@ -92,6 +100,7 @@ def draw_serving(records: Sequence[Record], on: str, path: Path) -> None:
         title="Speed-up over a dense model of 132B",
         ylim=(0, None),
     )
+    _name_ticks(ratio.xaxis, published.USERS)
     for axes in (speed, ratio):
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
@@ -143,6 +152,7 @@ def draw_capacity(record: Record, path: Path) -> None:
         xlabel="tokens", ylabel="time of a layer, ms", xscale="log", yscale="log",
         title=f"Zipf exponent {exponents[-1]:g}",
     )  # fmt: skip
+    _name_ticks(times.xaxis, (row["tokens"] for row in rows))
     for axes in (dropped, wasted, times):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
@@ -173,6 +183,7 @@ def draw_parallel(record: Record, path: Path) -> None:
         xlabel="tokens of a step", ylabel="time, expert / tensor parallel", xscale="log",
         ylim=(0, None), title="Below 1 expert parallel is faster",
     )  # fmt: skip
+    _name_ticks(ratio.xaxis, (row["tokens"] for row in record["rows"]))
     ratio.grid(alpha=0.3)
     ratio.legend(fontsize=8)
     save(figure, path, parallel_caption(record))

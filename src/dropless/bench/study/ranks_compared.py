@@ -52,7 +52,7 @@ def run(options: Options, folder: Path) -> None:
         ranks.wait_for(_MEASURED)
     finally:
         ranks.close()
-    record = {"machine": machine(options.device), "tiny": options.tiny, "rows": rows}
+    record = {"machine": machine(options.device, RANKS), "tiny": options.tiny, "rows": rows}
     options.say(f"kept in {append(folder, PART, f'{RANKS}-ranks', record)}")
 
 
@@ -135,4 +135,5 @@ class _Layer:
             empty = torch.empty(shape, dtype=self._dtype, device=self.device)
             return empty.normal_(0.0, 0.02)
 
-        return weights(experts, 2 * width, self._hidden), weights(experts, self._hidden, width)
+        down = weights(experts, width, self._hidden).mT  # as DBRX stores it
+        return weights(experts, 2 * width, self._hidden), down

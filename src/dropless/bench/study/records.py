@@ -17,12 +17,12 @@ from dropless.errors import SettingsError
 Record = dict[str, Any]
 
 
-def machine(device: str) -> dict[str, Any]:
-    """What a figure depends on beside the code's own settings."""
+def machine(device: str, num_gpus: int) -> dict[str, Any]:
+    """What a figure depends on beside the code's own settings; `num_gpus` are those used."""
     on_gpu = device == "cuda"
     return {
         "gpu": torch.cuda.get_device_name() if on_gpu else None,
-        "num_gpus": torch.cuda.device_count() if on_gpu else 0,
+        "num_gpus": num_gpus if on_gpu else 0,
         "precision": "bfloat16" if on_gpu else "float32",
         "torch": torch.__version__,
         "triton": _version("triton"),

@@ -12,7 +12,7 @@ from dropless.bench.roofline import Layout, Shape, Tokens, Work, prefill_steps, 
 from dropless.bench.study.closed_loop import Window
 
 
-def gpu_named(device_name: str | None) -> Gpu | None:
+def gpu_named(device_name: str) -> Gpu | None:
     """The ceilings of this kind of GPU, if they are known."""
     return next((gpu for gpu in known_gpus().values() if gpu.device_name == device_name), None)
 
