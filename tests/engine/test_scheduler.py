@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from dropless.engine.kv_cache import KVCache
-from dropless.engine.messages import TokenDelta
+from dropless.engine.messages import TokenDelta, TokenLogprob
 from dropless.engine.request import Request
 from dropless.engine.sampling_params import SamplingParams
 from dropless.engine.scheduler import ScheduledStep, Scheduler
@@ -332,6 +332,126 @@ def test_what_ran_waits_again_after_preempt_all() -> None:
     assert [len(new.token_ids) for new in step.input.new_requests] == [8, 8]
     assert [new.request_id for new in step.input.new_requests] == ["a", "b"]
     assert sorted(step.input.freed_rows) == [*range(8)], "whatever the runner held, it forgets"
+
+
+# A step that is scheduled while the one before it runs
+
+
+def outcome(step: ScheduledStep, entries: dict[int, list[TokenLogprob | None]]) -> StepResult:
+    """A token wherever one is due, and these log probabilities of prompts."""
+    tokens = [next(_tokens) if due else None for due in step.input.sample]
+    return StepResult(tokens, [None] * len(tokens), entries)
+
+
+def entries(*token_ids: int) -> list[TokenLogprob | None]:
+    return [TokenLogprob(token_id, -1.0, []) for token_id in token_ids]
+
+
+def scoring(name: str, num_prompt: int) -> Request:
+    """A request that asks for the log probabilities of its prompt."""
+    request = make_request(name, num_prompt)
+    request.prompt_logprobs = []
+    return request
+
+
+def take_all_blocks(cache: KVCache) -> None:
+    hog = make_request("hog", cache.num_free * BLOCK)
+    assert cache.start(hog, reserve=0)
+    cache.grow(hog, cache.num_free * BLOCK)
+
+
+def test_a_token_on_its_way_is_computed_before_it_is_known() -> None:
+    scheduler = make_scheduler()
+    scheduler.add(make_request("a", 6, output=3))
+    first, second, third = (next_step(scheduler) for _ in range(3))
+    assert [step.input.num_computed for step in (first, second, third)] == [[0], [6], [7]]
+    assert all(step.input.sample == [True] for step in (first, second, third))
+    assert scheduler.schedule() is None, "what is on its way fills it up"
+    reasons = [answer(scheduler, step)[0].finish_reason for step in (first, second, third)]
+    assert reasons == [None, None, "length"]
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["arrives", "is-lost"])
+def test_whoever_is_preempted_with_a_token_on_its_way_gets_it_once(fails: bool) -> None:
+    cache = make_cache(8)
+    scheduler = make_scheduler(cache=cache, budget=32)
+    old, young = make_request("old", 4), scoring("young", 3)
+    young.prompt_logprobs = [None, *entries(5)]  # of a chunk before
+    add(scheduler, old, young)
+    flying = next_step(scheduler)
+    take_all_blocks(cache)
+    behind = next_step(scheduler)
+    assert behind.requests == [old]
+    assert (young.row, young.num_pending) == (-1, 1)
+    if fails:
+        scheduler.preempt_all()
+        assert (young.num_pending, young.prompt_logprobs) == (0, [])
+        return
+    i = flying.requests.index(young)
+    deltas = scheduler.update(flying, outcome(flying, {i: entries(6)}))
+    [mine] = [delta for delta in deltas if delta.request_id == "young"]
+    assert mine.new_token_ids == young.token_ids[3:]
+    assert mine.prompt_logprobs == [None, *entries(5, 6)]
+    assert (scheduler.num_running, scheduler.num_waiting) == (1, 1)
+    assert [delta.request_id for delta in answer(scheduler, behind)] == ["old"]
+
+
+def make_twins(*num_prompt: int) -> list[Request]:
+    """Requests that share the prefix of their prompts, once it is computed."""
+    twins = [make_request(f"twin {i}", count) for i, count in enumerate(num_prompt)]
+    for twin in twins:
+        twin.owner = "twins"
+    return twins
+
+
+def test_nobody_starts_again_before_a_token_on_its_way_has_come() -> None:
+    scheduler = make_scheduler(blocks=6, budget=32)
+    old, young = make_twins(8, 8)
+    add(scheduler, old, young)
+    flying = next_step(scheduler)
+    for _ in range(4):
+        behind = next_step(scheduler)
+        answer(scheduler, flying)
+        flying = behind
+    behind = next_step(scheduler)  # the old one needs a block, the young one finds its prefix
+    assert behind.requests == [old]
+    assert (young.row, young.num_pending, len(young.token_ids)) == (-1, 1, 12)
+    answer(scheduler, flying)
+    scheduler.abort("twin 0")
+    [restart] = next_step(scheduler).input.new_requests
+    assert len(restart.token_ids) == 13
+
+
+def test_who_starts_again_at_once_offers_no_blocks_for_what_it_lost() -> None:
+    cache = make_cache(12)
+    scheduler = make_scheduler(cache=cache, budget=15)
+    old, young = make_twins(11, 20)
+    add(scheduler, old, young)
+    assert run(scheduler) == [{"twin 0": 11, "twin 1": 4}]
+    flying = next_step(scheduler)
+    assert flying.input.num_tokens == [1, 14]
+    take_all_blocks(cache)
+    behind = next_step(scheduler)
+    assert [new.request_id for new in behind.input.new_requests] == ["twin 1"]
+    answer(scheduler, flying)
+    assert young.num_registered == 2, "what it shares; the rest is not computed yet"
+    answer(scheduler, behind)
+    assert young.num_registered == 5
+
+
+def test_a_part_of_a_prompt_that_was_lost_is_not_scored_twice() -> None:
+    cache = make_cache(8)
+    scheduler = make_scheduler(cache=cache, budget=8)
+    old, long = make_request("old", 4), scoring("long", 20)
+    add(scheduler, old, long)
+    flying = next_step(scheduler)
+    take_all_blocks(cache)
+    behind = next_step(scheduler)
+    assert behind.requests == [old]
+    assert long.row == -1
+    i = flying.requests.index(long)
+    scheduler.update(flying, outcome(flying, {i: [None, *entries(1, 2, 3)]}))
+    assert long.prompt_logprobs == []
 
 
 @pytest.mark.parametrize(

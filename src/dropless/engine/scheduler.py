@@ -219,8 +219,8 @@ class Scheduler:
 
     def _schedule_waiting(self, plan: _Plan) -> None:
         """Start waiting requests, strictly in order, so that a long one is not passed over. Who
-        was preempted in this step needs more blocks than it left, and so does not start again; nor
-        does anyone whose pending token must come along."""
+        was preempted in this step may start again in it, if others have the same prefix; but no one
+        whose pending token must come along."""
         while self._waiting and self._free_rows and plan.budget:
             request = self._waiting[0]
             if request.num_pending:
