@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dropless.checkpoints import read_ahead, safetensors_part
-from dropless.checkpoints.dry_run import Read
+from dropless.checkpoints.checkpoint import Read
 from dropless.checkpoints.open import open_checkpoint
 from dropless.checkpoints.read_ahead import ReadAhead
 from dropless.checkpoints.safetensors_header import read_header

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
+from dropless.checkpoints.slices import Slab, plan_slab
 
-class Checkpoint(Protocol):
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What one `Checkpoint.read` asks for."""
+
+    name: str
+    shape: tuple[int, ...]
+    dim: int | None
+    start: int
+    length: int | None
+    dtype: torch.dtype
+
+    def slab(self, stored: tuple[int, ...]) -> Slab:
+        """Its rows and columns in a tensor stored with this shape. Raises as `plan_slab`."""
+        return plan_slab(self.name, stored, self.shape, self.dim, self.start, self.length)
+
+
+class Checkpoint(ABC):
     """Tensors by their published (Hugging Face) names, plus the configuration they belong to.
 
     GGUF names and layouts are translated by the reader, so that models know one naming only.
@@ -20,9 +40,13 @@ class Checkpoint(Protocol):
     eos_token_ids: tuple[int, ...]  # from generation_config, config or GGUF metadata
     quantized: bool  # whether the stored weights are already below 16 bits
 
+    @abstractmethod
     def has(self, name: str) -> bool:
         """Whether the checkpoint holds this tensor."""
-        ...
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """All tensor names stored; empty for generated weights, which make any."""
 
     def read(
         self,
@@ -47,8 +71,27 @@ class Checkpoint(Protocol):
             CheckpointError: the tensor is absent, has another shape, is cut short, or holds NaN
                 or infinity.
         """
-        ...
+        return self.read_slice(Read(name, shape, dim, start, length, dtype), device)
+
+    @abstractmethod
+    def read_slice(self, what: Read, device: torch.device) -> torch.Tensor:
+        """As `read`."""
+
+
+class CheckpointView(Checkpoint):
+    """The configuration and the names of another one, to be read in another way."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.path = checkpoint.path
+        self.config = checkpoint.config
+        self.eos_token_ids = checkpoint.eos_token_ids
+        self.quantized = checkpoint.quantized
+        self._checkpoint = checkpoint
+
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint holds this tensor."""
+        return self._checkpoint.has(name)
 
     def names(self) -> list[str]:
-        """All tensor names stored; empty for generated weights, which make any."""
-        ...
+        """All tensor names stored."""
+        return self._checkpoint.names()

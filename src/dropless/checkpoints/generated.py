@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
+from dropless.checkpoints.checkpoint import Checkpoint, Read
 from dropless.checkpoints.folder import read_config, read_eos_token_ids
 from dropless.checkpoints.gguf_file import GGUFFile
-from dropless.checkpoints.slices import plan_slab
 
 _STD = 0.02  # the initial scale of most published models
 _WHOLE_LIMIT = 1 << 22  # elements
 
 
-class GeneratedWeights:
-    """A `Checkpoint` that makes any tensor it is asked for, the same each time for one seed.
+class GeneratedWeights(Checkpoint):
+    """A checkpoint that makes any tensor it is asked for, the same each time for one seed.
 
     Matrices and biases are normal with deviation 0.02, norm weights near 1. A tensor of up to
     4 Mi elements is made whole on the CPU in float32 and then cut and converted: its slices agree
@@ -49,29 +49,20 @@ class GeneratedWeights:
         """Empty: nothing is stored."""
         return []
 
-    def read(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        *,
-        dim: int | None = None,
-        start: int = 0,
-        length: int | None = None,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> torch.Tensor:
+    def read_slice(self, what: Read, device: torch.device) -> torch.Tensor:
         """See `Checkpoint.read`; any shape is right."""
-        slab = plan_slab(name, shape, shape, dim, start, length)
+        name, shape = what.name, what.shape
+        own_shape = what.slab(shape).shape
         mean = 1.0 if len(shape) == 1 and not name.endswith(".bias") else 0.0
         if math.prod(shape) > _WHOLE_LIMIT:
-            generator = self._generator(f"{name}:{start}", device)
-            result = torch.empty(slab.shape, dtype=dtype, device=device)
+            generator = self._generator(f"{name}:{what.start}", device)
+            result = torch.empty(own_shape, dtype=what.dtype, device=device)
             return result.normal_(mean, _STD, generator=generator)
         whole = torch.empty(shape, dtype=torch.float32)
         whole.normal_(mean, _STD, generator=self._generator(name, torch.device("cpu")))
-        if dim is not None:
-            whole = whole.narrow(dim, start, slab.shape[dim])
-        return torch.empty(slab.shape, dtype=dtype, device=device).copy_(whole)
+        if what.dim is not None:
+            whole = whole.narrow(what.dim, what.start, own_shape[what.dim])
+        return torch.empty(own_shape, dtype=what.dtype, device=device).copy_(whole)
 
     def _generator(self, what: str, device: torch.device) -> torch.Generator:
         """A random source that depends on the seed and `what` alone."""

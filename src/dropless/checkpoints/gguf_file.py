@@ -16,7 +16,7 @@ from gguf.constants import GGML_QUANT_SIZES
 from dropless.checkpoints.gguf_config import config_from_metadata, eos_token_ids
 from dropless.checkpoints.gguf_header import GGUFHeader, GGUFTensor, read_header
 from dropless.checkpoints.gguf_names import TensorSource, published_tensors
-from dropless.checkpoints.slices import Slab, plan_slab
+from dropless.checkpoints.slices import Slab
 from dropless.checkpoints.stored import StoredCheckpoint
 from dropless.errors import CheckpointError
 
@@ -52,14 +52,8 @@ class GGUFFile(StoredCheckpoint):
         """All tensors by their published names, in the order of the file."""
         return list(self._sources)
 
-    def locate(
-        self, name: str, shape: tuple[int, ...], dim: int | None, start: int, length: int | None
-    ) -> Slab:
-        """See `StoredCheckpoint.locate`."""
-        source = self._sources.get(name)
-        if source is None:
-            raise CheckpointError(f"{self.path} holds no tensor {name}; is the model complete?")
-        return plan_slab(name, source.shape, shape, dim, start, length)
+    def _stored_shape(self, name: str) -> tuple[int, ...]:
+        return self._sources[name].shape
 
     def _copy_part(self, out: torch.Tensor, name: str, slab: Slab) -> None:
         """Block formats are unpacked through float32."""

@@ -15,8 +15,8 @@ from dropless.errors import ChecksumError
 _READ_BYTES = 1 << 20
 
 
-def default_cache_dir() -> Path:
-    """Where fetched models are kept: the user's cache folder (XDG_CACHE_HOME where it is set)."""
+def cache_root() -> Path:
+    """Ours of the user's cache folder (XDG_CACHE_HOME where it is set)."""
     xdg = os.environ.get("XDG_CACHE_HOME", "")
     if xdg:
         base = Path(xdg)
@@ -24,7 +24,12 @@ def default_cache_dir() -> Path:
         base = Path.home() / "Library" / "Caches"
     else:
         base = Path.home() / ".cache"
-    return base / "dropless" / "models"
+    return base / "dropless"
+
+
+def default_cache_dir() -> Path:
+    """Where fetched models are kept."""
+    return cache_root() / "models"
 
 
 def model_path(entry: CatalogueEntry, cache_dir: Path) -> Path:

@@ -11,7 +11,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from dropless.checkpoints.dry_run import Read
+from dropless.checkpoints.checkpoint import CheckpointView, Read
 from dropless.checkpoints.slices import Slab, split_slab
 from dropless.checkpoints.stored import StoredCheckpoint
 
@@ -51,8 +51,8 @@ class _Begun:
     done: Future[None]
 
 
-class ReadAhead:
-    """A `Checkpoint` that is read in a known order, once, by several threads ahead of time.
+class ReadAhead(CheckpointView):
+    """A checkpoint that is read in a known order, once, by several threads ahead of time.
 
     On a CPU the threads write straight into the tensors; for a GPU they fill pinned buffers, which
     are copied when the tensor is asked for. Parts of `_PART_ELEMENTS` are begun in order and at
@@ -73,21 +73,9 @@ class ReadAhead:
         Raises:
             CheckpointError: any of the tensors is absent, or of another kind or shape.
         """
-        self.path = checkpoint.path
-        self.config = checkpoint.config
-        self.eos_token_ids = checkpoint.eos_token_ids
-        self.quantized = checkpoint.quantized
-        self.has = checkpoint.has
-        self.names = checkpoint.names
-        self._checkpoint = checkpoint
-        self._planned = deque(
-            _Planned(
-                read,
-                checkpoint.locate(read.name, read.shape, read.dim, read.start, read.length),
-                device,
-            )
-            for read in reads
-        )
+        super().__init__(checkpoint)
+        self._fill = checkpoint.fill
+        self._planned = deque(_Planned(read, checkpoint.locate(read), device) for read in reads)
         self._unbegun = _all_parts(list(self._planned))
         self._begun: deque[_Begun] = deque()
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read-ahead")
@@ -95,22 +83,15 @@ class ReadAhead:
         for _ in range(_PARTS_AHEAD):
             self._begin_next(None if device.type == "cpu" else _pinned(buffer_bytes))
 
-    def read(
+    def read_slice(
         self,
-        name: str,
-        shape: tuple[int, ...],
-        *,
-        dim: int | None = None,
-        start: int = 0,
-        length: int | None = None,
-        dtype: torch.dtype,
+        what: Read,
         device: torch.device,  # noqa: ARG002 - known from the start
     ) -> Tensor:
         """See `Checkpoint.read`; the next one in the order."""
         planned = self._planned.popleft()
-        asked = Read(name, shape, dim, start, length, dtype)
-        if planned.read != asked:
-            raise RuntimeError(f"the model reads {asked}, but {planned.read} was to be next")
+        if planned.read != what:
+            raise RuntimeError(f"the model reads {what}, but {planned.read} was to be next")
         for part, offset in split_slab(planned.slab, _PART_ELEMENTS):
             begun = self._begun.popleft()
             begun.done.result()
@@ -140,7 +121,7 @@ class ReadAhead:
             out = planned.place(part, offset)
         else:
             out = buffer.view(planned.read.dtype)[: part.size].view(part.shape)
-        done = self._pool.submit(self._checkpoint.fill, out, planned.read.name, part)
+        done = self._pool.submit(self._fill, out, planned.read.name, part)
         self._begun.append(_Begun(out, buffer, done))
 
 

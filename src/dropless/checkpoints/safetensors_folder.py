@@ -11,7 +11,7 @@ from torch import Tensor
 from dropless.checkpoints.folder import read_config, read_eos_token_ids, read_json_object
 from dropless.checkpoints.safetensors_header import DTYPE_BYTES, StoredTensor, read_header
 from dropless.checkpoints.safetensors_part import copy_part
-from dropless.checkpoints.slices import Slab, plan_slab
+from dropless.checkpoints.slices import Slab
 from dropless.checkpoints.stored import StoredCheckpoint
 from dropless.errors import CheckpointError
 
@@ -52,19 +52,14 @@ class SafetensorsFolder(StoredCheckpoint):
         """All tensor names, in the order of the files."""
         return list(self._tensors)
 
-    def locate(
-        self, name: str, shape: tuple[int, ...], dim: int | None, start: int, length: int | None
-    ) -> Slab:
-        """See `StoredCheckpoint.locate`."""
-        stored = self._tensors.get(name)
-        if stored is None:
-            raise CheckpointError(f"{self.path} holds no tensor {name}; is the model complete?")
+    def _stored_shape(self, name: str) -> tuple[int, ...]:
+        stored = self._tensors[name]
         if stored.dtype not in DTYPE_BYTES:
             raise CheckpointError(
                 f"tensor {name} in {stored.file} has dtype {stored.dtype}; supported are"
                 f" {', '.join(DTYPE_BYTES)}"
             )
-        return plan_slab(name, stored.shape, shape, dim, start, length)
+        return stored.shape
 
     def _copy_part(self, out: Tensor, name: str, slab: Slab) -> None:
         stored = self._tensors[name]

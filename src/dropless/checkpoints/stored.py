@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
 
+from dropless.checkpoints.checkpoint import Checkpoint, Read
 from dropless.checkpoints.finite import check_finite
 from dropless.checkpoints.slices import Slab
+from dropless.errors import CheckpointError
 
 
-class StoredCheckpoint(ABC):
-    """A `Checkpoint` whose tensors lie in files. A reader says where a slice is (`locate`) and
-    gets any part of it (`_copy_part`); `ReadAhead` reads many parts at once."""
+class StoredCheckpoint(Checkpoint):
+    """Its tensors lie in files. A reader knows their shapes (`_stored_shape`) and gets any part of
+    one (`_copy_part`); `ReadAhead` reads many parts at once."""
 
-    path: Path
-    config: Mapping[str, Any]
-    eos_token_ids: tuple[int, ...]
-    quantized: bool
-
-    @abstractmethod
-    def has(self, name: str) -> bool:
-        """Whether the checkpoint holds this tensor."""
-
-    @abstractmethod
-    def names(self) -> list[str]:
-        """All tensor names stored."""
-
-    @abstractmethod
-    def locate(
-        self, name: str, shape: tuple[int, ...], dim: int | None, start: int, length: int | None
-    ) -> Slab:
-        """The rows and columns of a slice that `Checkpoint.read` describes.
+    def locate(self, what: Read) -> Slab:
+        """The rows and columns of a slice.
 
         Raises:
             CheckpointError: the tensor is absent, of an unsupported kind or of another shape.
         """
+        if not self.has(what.name):
+            raise CheckpointError(
+                f"{self.path} holds no tensor {what.name}; is the model complete?"
+            )
+        return what.slab(self._stored_shape(what.name))
 
     def fill(self, out: Tensor, name: str, slab: Slab) -> None:
         """Read rows and columns of a tensor into `out`, [slab.num_rows, slab.num_columns],
@@ -51,22 +39,16 @@ class StoredCheckpoint(ABC):
         self._copy_part(out, name, slab)
         check_finite(out, name, self.path)
 
-    def read(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        *,
-        dim: int | None = None,
-        start: int = 0,
-        length: int | None = None,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> Tensor:
+    def read_slice(self, what: Read, device: torch.device) -> Tensor:
         """See `Checkpoint.read`."""
-        slab = self.locate(name, shape, dim, start, length)
-        result = torch.empty(slab.shape, dtype=dtype)
-        self.fill(result.view(slab.num_rows, slab.num_columns), name, slab)
+        slab = self.locate(what)
+        result = torch.empty(slab.shape, dtype=what.dtype)
+        self.fill(result.view(slab.num_rows, slab.num_columns), what.name, slab)
         return result.to(device)
+
+    @abstractmethod
+    def _stored_shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor that is there. Raises CheckpointError if it is of an unsupported kind."""
 
     @abstractmethod
     def _copy_part(self, out: Tensor, name: str, slab: Slab) -> None:

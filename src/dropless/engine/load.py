@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from dropless.checkpoints.model_cache import default_cache_dir
+from dropless.checkpoints.model_cache import cache_root
 from dropless.checkpoints.open import open_checkpoint
 from dropless.engine.config import EngineConfig
 from dropless.engine.constraints import Constraints
@@ -77,7 +77,7 @@ def load_runner(
             group,
             device=device,
             spare_block=plan.num_blocks,
-            cache_folder=default_cache_dir().parent / "tiles",
+            cache_folder=cache_root() / "tiles",
             progress=progress,
         )
         runner.capture_graphs(plan.num_blocks, lambda done: progress("capturing CUDA graphs", done))
