@@ -28,6 +28,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dropless.ops.triton.elementwise import norm_of
+from dropless.ops.triton.launch import warps_of_row
+
 SLOTS = 256
 SLOT_BYTES = 16 * 1024
 HALF_BYTES = SLOTS * SLOT_BYTES
@@ -147,11 +150,8 @@ def _all_reduce_norm_kernel(
     # Rounded before the residual is added, as it is between two kernels.
     summed = (total.to(part.dtype).to(tl.float32) + residual.to(tl.float32)).to(part.dtype)
     tl.store(summed_ptr + row + columns, summed, inside)
-    wide = summed.to(tl.float32)
-    if CENTRED:
-        wide = tl.where(inside, wide - tl.sum(wide, 0) / hidden, 0.0)
-    scale = tl.rsqrt(tl.sum(wide * wide, 0) / hidden + eps)
-    tl.store(normed_ptr + row + columns, wide * scale * weight.to(tl.float32), inside)
+    normed = norm_of(summed.to(tl.float32), weight, inside, hidden, eps, CENTRED)
+    tl.store(normed_ptr + row + columns, normed, inside)
 
 
 def all_reduce_(x: Tensor, ring: Ring) -> Tensor:
@@ -179,6 +179,6 @@ def all_reduce_norm(
         x, residual, weight, normed, summed, hidden, eps,
         ring.arenas, ring.own, ring.broken, ring.patience,
         RANKS=len(ring.arenas), CENTRED=centred, BLOCK=block,
-        num_warps=max(1, min(16, block // 512)),
+        num_warps=warps_of_row(block),
     )  # fmt: skip
     return normed, summed

@@ -10,10 +10,20 @@ from torch import Tensor
 from dropless.ops.activation import silu_mul
 from dropless.ops.norm import layer_norm, rms_norm
 from dropless.ops.rope import rope_and_cache
-from dropless.ops.triton.launch import after_previous, early_launch
+from dropless.ops.triton.launch import after_previous, early_launch, warps_of_row
 
 _COLUMNS = 1024  # of the activation, for one program
 _HEADS = 8  # that one program rotates
+
+
+@triton.jit
+def norm_of(wide, weight, inside, hidden, eps, CENTRED: tl.constexpr):
+    """The norm of one token's stream, of which `hidden` elements are `inside`, in float32: by its
+    deviation if CENTRED, else by its root mean square."""
+    if CENTRED:
+        wide = tl.where(inside, wide - tl.sum(wide, 0) / hidden, 0.0)
+    scale = tl.rsqrt(tl.sum(wide * wide, 0) / hidden + eps)
+    return wide * scale * weight.to(tl.float32)
 
 
 @triton.jit
@@ -32,10 +42,8 @@ def _norm_kernel(
         tl.store(summed_ptr + row + columns, x, inside)
     wide = x.to(tl.float32)
     weight = tl.load(weight_ptr + columns, inside, 0.0)
-    if CENTRED:
-        wide = tl.where(inside, wide - tl.sum(wide, 0) / hidden, 0.0)
-    scale = tl.rsqrt(tl.sum(wide * wide, 0) / hidden + eps)
-    tl.store(normed_ptr + row + columns, wide * scale * weight.to(tl.float32), inside)
+    normed = norm_of(wide, weight, inside, hidden, eps, CENTRED)
+    tl.store(normed_ptr + row + columns, normed, inside)
 
 
 def _norm(
@@ -49,7 +57,7 @@ def _norm(
     _norm_kernel[(num_tokens,)](
         x, x if residual is None else residual.contiguous(), weight, normed, summed, hidden, eps,
         HAS_RESIDUAL=residual is not None, CENTRED=centred, BLOCK=block,
-        num_warps=max(1, min(16, block // 512)), **early_launch(x),
+        num_warps=warps_of_row(block), **early_launch(x),
     )  # fmt: skip
     return normed, summed
 

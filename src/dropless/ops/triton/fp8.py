@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dropless.ops.fp8 import FP8, Fp8Tensor, quantize_tokens
-from dropless.ops.triton.launch import after_previous, early_launch
+from dropless.ops.triton.launch import after_previous, early_launch, warps_of_row
 
 
 @triton.jit
@@ -47,7 +47,7 @@ def quantize_tokens_cuda(x: Tensor) -> tuple[Tensor, Tensor]:
     scales = torch.empty(num_tokens, dtype=torch.float32, device=x.device)
     block = triton.next_power_of_2(size)
     _quantize_kernel[(num_tokens,)](
-        x, values, scales, size, BLOCK=block, num_warps=max(1, min(16, block // 512)),
+        x, values, scales, size, BLOCK=block, num_warps=warps_of_row(block),
         **early_launch(x),
     )  # fmt: skip
     return values, scales
@@ -76,7 +76,7 @@ def silu_mul_quantize(gate_up: Tensor) -> tuple[Tensor, Tensor]:
     scales = torch.empty(num_tokens, dtype=torch.float32, device=gate_up.device)
     block = triton.next_power_of_2(width)
     _silu_mul_quantize_kernel[(num_tokens,)](
-        gate_up, values, scales, width, BLOCK=block, num_warps=max(1, min(16, block // 512)),
+        gate_up, values, scales, width, BLOCK=block, num_warps=warps_of_row(block),
         **early_launch(gate_up),
     )  # fmt: skip
     return values, scales

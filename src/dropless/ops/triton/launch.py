@@ -27,6 +27,11 @@ def early_launch(x: Tensor) -> dict[str, Any]:
     return {"EARLY": early, "launch_pdl": early}
 
 
+def warps_of_row(block: int) -> int:
+    """Of a program that holds a row of `block` elements at once: 16 elements a thread."""
+    return max(1, min(16, block // 512))
+
+
 @cache
 def _can_launch_early(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (9, 0)

@@ -126,9 +126,7 @@ def linear_by_library(x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None
     )  # fmt: skip
 
 
-def linear_by_vectors(
-    x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None, *, warps: int = 8
-) -> Tensor:
+def linear_by_vectors(x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None) -> Tensor:
     """`linear` without matrix units: for one or two tokens."""
     num_outputs, size = weight.shape
     out = x.new_empty(len(x), num_outputs)
@@ -137,7 +135,7 @@ def linear_by_vectors(
     _vector_kernel[(len(x), triton.cdiv(num_outputs, columns))](
         x, *parts(weight), x if bias is None else bias, out, size, num_outputs,
         SIZE=padded, COLUMNS=columns, SCALED=isinstance(weight, Fp8Tensor),
-        HAS_BIAS=bias is not None, num_warps=warps, **early_launch(x),
+        HAS_BIAS=bias is not None, num_warps=8, **early_launch(x),
     )  # fmt: skip
     return out
 

@@ -127,21 +127,17 @@ def fused_experts_cuda(
     """One or a few tokens: no grouping. Up to a few hundred: tiles, each weight read once. Beyond:
     grouped products at the speed of the matrix units."""
     x, topk_ids, topk_weights = x.contiguous(), topk_ids.contiguous(), topk_weights.contiguous()
-    num_experts = down.shape[0]
-    places = None
-    if topk_ids.numel() <= _PAIRS and isinstance(gate_up, Tensor) and isinstance(down, Tensor):
-        made = gate_up_by_pairs(x, gate_up, topk_ids)
-        out = down_by_pairs(made, down, topk_ids)
-    elif len(x) <= CUTLASS_TOKENS or x.dtype == torch.float32 or not is_aligned(down):
-        grouping = group_pairs(topk_ids, num_experts)
-        pairs = topk_ids.numel()
-        made = gate_up_by_tiles(x, gate_up, grouping, _tile("gate_up", gate_up, pairs))
-        out = down_by_tiles(made, down, grouping, _tile("down", down, pairs))
-    else:
-        grouping = group_pairs(topk_ids, num_experts)
-        places = grouping.places()
-        out = _by_cutlass(x, gate_up, down, grouping, topk_ids.shape[1])
-    return _combine(out, places, topk_weights, topk_ids, num_experts)
+    num_experts, num_pairs = down.shape[0], topk_ids.numel()
+    if num_pairs <= _PAIRS and isinstance(gate_up, Tensor) and isinstance(down, Tensor):
+        out = down_by_pairs(gate_up_by_pairs(x, gate_up, topk_ids), down, topk_ids)
+        return _combine(out, None, topk_weights, topk_ids, num_experts)
+    grouping = group_pairs(topk_ids, num_experts)
+    if len(x) <= CUTLASS_TOKENS or x.dtype == torch.float32 or not is_aligned(down):
+        made = gate_up_by_tiles(x, gate_up, grouping, _tile("gate_up", gate_up, num_pairs))
+        out = down_by_tiles(made, down, grouping, _tile("down", down, num_pairs))
+        return _combine(out, None, topk_weights, topk_ids, num_experts)
+    out = _by_cutlass(x, gate_up, down, grouping, topk_ids.shape[1])
+    return _combine(out, grouping.places(), topk_weights, topk_ids, num_experts)
 
 
 def _tile(op: str, weight: Tensor | Fp8Tensor, num_pairs: int) -> Tile:

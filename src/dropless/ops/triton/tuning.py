@@ -14,7 +14,7 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from dropless.ops.fp8 import Fp8Tensor, quantize_channels
-from dropless.ops.triton.grouping import Grouping, group_pairs
+from dropless.ops.triton.grouping import group_pairs
 from dropless.ops.triton.linear import MAX_TILE_TOKENS, linear_by_library, linear_by_tiles
 from dropless.ops.triton.moe import CUTLASS_TOKENS, down_by_tiles, gate_up_by_tiles
 from dropless.ops.triton.tiles import (
@@ -76,7 +76,7 @@ def _sizes(op: str) -> tuple[int, ...]:
 
 
 def _best(op: str, weight: Weight, size: int) -> Measured:
-    run = _RUNS[op](weight, size)
+    run = _run_linear(weight, size) if op == "linear" else _run_experts(op, weight, size)
     tiles = list(_candidates(op, weight, size))
 
     def compile_(tile: Tile) -> Tile | None:
@@ -142,23 +142,18 @@ def _microseconds(run: Run, tile: Tile | None) -> float:
     return sorted(times)[_REPLAYS // 2]
 
 
-def _run_gate_up(weight: Weight, size: int) -> Run:
-    x, grouping = _routed(weight.shape[0], weight.shape[2], size, weight.device)
+def _run_experts(op: str, weight: Weight, size: int) -> Run:
+    """Noise, each token of which is sent to experts at random; for "down" as if it came of them."""
+    num_experts, inputs = weight.shape[0], weight.shape[2]
+    shape = (size // _TOP_K, num_experts)
+    ids = torch.rand(shape, device=weight.device).topk(min(_TOP_K, num_experts)).indices
+    grouping = group_pairs(ids, num_experts)
+    product, num_rows = (gate_up_by_tiles, len(ids)) if op == "gate_up" else (down_by_tiles, size)
+    x = torch.randn(num_rows, inputs, dtype=torch.bfloat16, device=weight.device)
 
     def run(tile: Tile | None) -> None:
-        assert tile is not None
-        gate_up_by_tiles(x, weight, grouping, tile)
-
-    return run
-
-
-def _run_down(weight: Weight, size: int) -> Run:
-    made, grouping = _routed(weight.shape[0], weight.shape[2], size, weight.device)
-    made = made.repeat_interleave(_TOP_K, 0)
-
-    def run(tile: Tile | None) -> None:
-        assert tile is not None
-        down_by_tiles(made, weight, grouping, tile)
+        assert tile is not None  # PyTorch has no product of this kind
+        product(x, weight, grouping, tile)
 
     return run
 
@@ -176,23 +171,6 @@ def _run_linear(weight: Weight, size: int) -> Run:
             linear_by_tiles(x, own, None, tile)
 
     return run
-
-
-_RUNS: dict[str, Callable[[Weight, int], Run]] = {
-    "gate_up": _run_gate_up,
-    "down": _run_down,
-    "linear": _run_linear,
-}
-
-
-def _routed(
-    num_experts: int, width: int, num_pairs: int, device: torch.device
-) -> tuple[Tensor, Grouping]:
-    """Noise [tokens, width], each token sent to experts at random."""
-    num_tokens = num_pairs // _TOP_K
-    x = torch.randn(num_tokens, width, dtype=torch.bfloat16, device=device)
-    ids = torch.rand(num_tokens, num_experts, device=device).topk(min(_TOP_K, num_experts)).indices
-    return x, group_pairs(ids, num_experts)
 
 
 def _noise_like(weight: Weight) -> Weight:
