@@ -12,6 +12,7 @@ from dropless import LLM, SamplingParams
 from dropless.checkpoints.resolve import resolve
 from dropless.checkpoints.writer import write_tiny_dbrx
 from dropless.engine.executor import Executor
+from dropless.engine.runner import Runner
 from dropless.engine.step import LaunchedStep, StepInput
 
 pytestmark = [
@@ -76,6 +77,40 @@ def test_launching_a_step_waits_for_nothing_and_changes_no_token(
         expected = run()
     monkeypatch.setattr(Executor, "launch", launch_without_waiting)
     assert run() == expected
+
+
+@pytest.mark.parametrize("budget", [48, 700])
+def test_graphs_change_no_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int
+) -> None:
+    """Long and short prompts that start while others decode, with prompts scored and sampled."""
+    write_tiny_dbrx(tmp_path)
+    prompts = [[(7 * i + j * j) % 500 for j in range(3 + 37 * i % 150)] for i in range(12)]
+    params = [
+        SamplingParams(
+            temperature=0.0 if i % 3 else 0.9,
+            seed=i,
+            max_tokens=4 + 3 * i,
+            ignore_eos=True,
+            prompt_logprobs=1 if i % 4 == 1 else None,
+        )
+        for i in range(12)
+    ]
+
+    def run() -> list[list[int]]:
+        with LLM(
+            str(tmp_path),
+            device="cuda",
+            dtype="float32",
+            step_token_budget=budget,
+            max_running_requests=5,
+        ) as llm:
+            return [result.token_ids for result in llm.generate(prompts, params)]
+
+    in_graphs = run()
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "capture_graphs", lambda *_: None)
+        assert run() == in_graphs
 
 
 def test_four_layers_of_dbrx_generate_in_bfloat16(tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ class PagedRun:
             query_start=torch.tensor(query_start, dtype=torch.int32),
             seq_lens=torch.tensor(seq_lens, dtype=torch.int32),
             num_decodes=num_decodes,
+            num_chunks=len(lens) - num_decodes,
             query_lens_host=lens,
             seq_lens_host=seq_lens,
         )

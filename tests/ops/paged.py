@@ -60,6 +60,7 @@ def batch_of(layout: Layout, block_tables: Tensor, device: torch.device) -> Page
         query_start=torch.tensor([0, *query_lens]).cumsum(0).int().to(device),
         seq_lens=torch.tensor(seq_lens, dtype=torch.int32, device=device),
         num_decodes=num_decodes,
+        num_chunks=len(query_lens) - num_decodes,
         query_lens_host=query_lens,
         seq_lens_host=seq_lens,
     )

@@ -49,7 +49,9 @@ OPTIONS: dict[str, Any] = {
     "max_running_requests": _option(int, "N", "Requests computed together."),
     "max_waiting_requests": _option(int, "N", "Queue length; requests beyond it are refused."),
     "step_token_budget": _option(
-        int | None, "N", "Tokens per step; default: 256 on a CPU, 8192 on a GPU."
+        int | None,
+        "N",
+        "Tokens per step; default: 256 on a CPU, 8192 on a GPU, less where memory is short.",
     ),
     "kv_cache_bytes": _option(
         int | None, "N", "Size of the KV cache; default: planned from the memory there is."

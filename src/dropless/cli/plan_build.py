@@ -19,7 +19,7 @@ from dropless.cli.plan_model import open_model
 from dropless.cli.plan_notes import notes
 from dropless.cli.plan_report import LayoutReport, Report
 from dropless.engine.config import EngineConfig
-from dropless.engine.memory import GPU_TOKEN_BUDGET
+from dropless.engine.memory import GPU_TOKEN_BUDGETS
 from dropless.errors import SettingsError
 from dropless.models.config import ModelConfig
 from dropless.models.registry import parse_config, weight_bytes
@@ -95,7 +95,7 @@ def _traffic(question: Question, config: EngineConfig, model: ModelConfig) -> Tr
             f"a batch of {max(question.batches)} is more than the {most} requests that are computed"
             " together; raise --max-running-requests"
         )
-    budget = config.step_token_budget or GPU_TOKEN_BUDGET
+    budget = config.step_token_budget or GPU_TOKEN_BUDGETS[0]
     return Traffic(question.input_tokens, question.output_tokens, budget)
 
 

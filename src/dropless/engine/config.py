@@ -34,7 +34,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int | None = None  # None: the model's own, cut to what the cache can hold
     max_running_requests: int = 256
     max_waiting_requests: int = 4096
-    step_token_budget: int | None = None  # None: 256 on a CPU, 8192 on a GPU
+    step_token_budget: int | None = (
+        None  # None: 256 on a CPU, 8192 on a GPU, less if it has little memory
+    )
     block_size: int = 16
     kv_cache_bytes: int | None = None  # None: planned
     memory_fraction: float | None = None  # of what is free; None: 0.95 on a GPU, 0.9 on a CPU

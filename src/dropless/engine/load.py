@@ -80,5 +80,9 @@ def load_runner(
             cache_folder=cache_root() / "tiles",
             progress=progress,
         )
-        runner.capture_graphs(plan.num_blocks, lambda done: progress("capturing CUDA graphs", done))
+        runner.capture_graphs(
+            plan.num_blocks,
+            plan.step_token_budget,
+            lambda done: progress("capturing CUDA graphs", done),
+        )
     return runner

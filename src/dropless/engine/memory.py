@@ -13,6 +13,7 @@ import torch
 from dropless.checkpoints.checkpoint import Checkpoint
 from dropless.engine.config import MAX_MEMORY_FRACTION, EngineConfig
 from dropless.engine.machine_memory import available_memory
+from dropless.engine.step_graphs import batch_buckets, token_buckets
 from dropless.errors import MemoryPlanError, SettingsError
 from dropless.layers.weights import WeightFormat
 from dropless.models.config import ModelConfig
@@ -21,7 +22,7 @@ from dropless.models.registry import parse_config, weight_bytes
 _CPU_CACHE = 384 * 2**20  # unless one full context needs more, or the caller says otherwise
 _SHORTEST_LEN = 256  # a cache that holds less is of no use
 _CPU_TOKEN_BUDGET = 256
-GPU_TOKEN_BUDGET = 8192
+GPU_TOKEN_BUDGETS = (8192, 4096, 2048)
 FP8_CAPABILITY = (8, 9)  # of GPUs that multiply 8-bit numbers
 _LOGIT_COPIES = 4  # the sampler's passes over the logits, float32
 
@@ -86,9 +87,6 @@ def plan_memory(
     device = _device(config, len(gpus))
     dtype = _dtype(config, device)
     quantization = _quantization(config, device, dtype, gpus)
-    budget = config.step_token_budget or (
-        _CPU_TOKEN_BUDGET if device == "cpu" else GPU_TOKEN_BUDGET
-    )
     ranks = config.tensor_parallel_size
     ranks_here = ranks if device == "cpu" else 1
     if config.expert_parallel and model.num_experts == 1:
@@ -100,11 +98,14 @@ def plan_memory(
         quantization=quantization,
         expert_parallel=config.expert_parallel,
     )
-    workspace = ranks_here * _workspace(model, config, budget, dtype, device, quantization)
     free = available_memory() if device == "cpu" else min(gpu.free_bytes for gpu in gpus)
     limit = int(free * memory_fraction(config, device))
     wanted_len = _wanted_len(config, model)
-    room = limit - weights - workspace
+    for budget in _budgets(config, device):
+        workspace = ranks_here * _workspace(model, config, budget, dtype, device, quantization)
+        room = limit - weights - workspace
+        if room >= workspace:  # a larger share of the memory would leave few users room
+            break
     block_bytes = _block_bytes(model, config, dtype, ranks_here)
     least_cache = block_bytes * _blocks(min(_SHORTEST_LEN, wanted_len), config)
     if room < least_cache:
@@ -209,6 +210,13 @@ def _wanted_len(config: EngineConfig, model: ModelConfig) -> int:
     return config.max_model_len or longest
 
 
+def _budgets(config: EngineConfig, device: str) -> tuple[int, ...]:
+    """Tokens of a step that come into question, the best first."""
+    if config.step_token_budget is not None:
+        return (config.step_token_budget,)
+    return (_CPU_TOKEN_BUDGET,) if device == "cpu" else GPU_TOKEN_BUDGETS
+
+
 def _workspace(
     model: ModelConfig,
     config: EngineConfig,
@@ -217,22 +225,46 @@ def _workspace(
     device: str,
     quantization: WeightFormat,
 ) -> int:
-    """What a step of one rank holds at once, from above: the stream and its norm, queries, keys
-    and values and their mixture, the feed-forward layer of every expert a token reaches (its rows
-    in the order of experts, what comes of them, and that in the order of tokens), and the logits
-    of all requests in the sampler. With expert parallelism all tokens may go to one rank."""
+    """What a step of one rank holds at once, from above: activations, and the logits of all
+    requests in the sampler. CUDA graphs keep the activations of the largest, which all share, its
+    hidden states, and the logits of each batch size."""
+
+    def activations(num_tokens: int) -> int:
+        return _activation_bytes(model, config, num_tokens, dtype, device, quantization)
+
+    logits_bytes = model.vocab_size * 4
+    sampled = min(budget, config.max_running_requests)
+    num_bytes = activations(budget) + _LOGIT_COPIES * sampled * logits_bytes
+    if device == "cuda":
+        largest = token_buckets(budget)[-1]
+        num_bytes += activations(largest) + largest * model.hidden_size * dtype.itemsize
+        num_bytes += sum(batch_buckets(config.max_running_requests)) * logits_bytes
+    return num_bytes
+
+
+def _activation_bytes(
+    model: ModelConfig,
+    config: EngineConfig,
+    num_tokens: int,
+    dtype: torch.dtype,
+    device: str,
+    quantization: WeightFormat,
+) -> int:
+    """From above, of a step of one rank: the stream and its norm, queries, keys and values and
+    their mixture, the feed-forward layer of every expert a token reaches (its rows in the order of
+    experts, what comes of them, and that in the order of tokens). With expert parallelism all
+    tokens may go to one rank."""
     ranks = config.tensor_parallel_size
     heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim // ranks
     width = model.ffn_width if config.expert_parallel else model.ffn_width // ranks
     hidden_copies = 3 if model.num_experts > 1 else 1
     ffn = model.top_k * (hidden_copies * model.hidden_size + 3 * width)
-    num_bytes = budget * (4 * model.hidden_size + heads + ffn) * dtype.itemsize
+    num_bytes = num_tokens * (4 * model.hidden_size + heads + ffn) * dtype.itemsize
     if quantization == "fp8":
-        num_bytes += budget * model.top_k * (model.hidden_size + width)  # the rows, in 8 bits
+        num_bytes += num_tokens * model.top_k * (model.hidden_size + width)  # the rows, in 8 bits
         if device == "cpu":  # the largest matrix in float32
             num_bytes += 4 * model.hidden_size * max(heads, 2 * width)
-    sampled = min(budget, config.max_running_requests)
-    return num_bytes + _LOGIT_COPIES * sampled * model.vocab_size * 4
+    return num_bytes
 
 
 def _blocks(num_tokens: int, config: EngineConfig) -> int:

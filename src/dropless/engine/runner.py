@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from dropless.engine.constraints import Constraints
-from dropless.engine.decode_graphs import Decoded, DecodeGraphs
 from dropless.engine.device_rows import DeviceRows
 from dropless.engine.logprobs import TokenLogprobs
 from dropless.engine.row_table import RowTable, StepArrays
@@ -18,6 +17,7 @@ from dropless.engine.running_step import RunningStep
 from dropless.engine.sampler import Sampler, Sampling
 from dropless.engine.sampling_row import SamplingRow, is_plain
 from dropless.engine.step import NewRequest, StepInput
+from dropless.engine.step_graphs import Decoded, StepGraphs
 from dropless.engine.transfer import to_device
 from dropless.errors import GrammarError
 from dropless.layers.batch import ForwardBatch
@@ -78,26 +78,28 @@ class Runner:
         self._table = RowTable(max_rows, max_model_len, block_size=kv_caches[0][0].shape[1])
         self._device_rows = DeviceRows(max_rows, self._table.max_blocks, device)
         self._sampler = Sampler(constraints.unsampleable_ids, device)
-        self._decode_graphs: DecodeGraphs | None = None
+        self._graphs: StepGraphs | None = None
         self._requests: dict[int, NewRequest] = {}
         self._sampling: dict[int, SamplingRow] = {}
         self._plain = np.zeros(max_rows, dtype=np.bool_)
         self._scores_prompt = np.zeros(max_rows, dtype=np.bool_)
         self._replaced: dict[int, int] = {}
 
-    def capture_graphs(self, spare_block: int, progress: Callable[[float], None]) -> None:
-        """From now on steps of single tokens run as CUDA graphs. `spare_block` of the cache belongs
-        to no sequence; `progress` is told which part is done."""
-        self._decode_graphs = DecodeGraphs(
+    def capture_graphs(
+        self, spare_block: int, step_token_budget: int, progress: Callable[[float], None]
+    ) -> None:
+        """From now on steps run as CUDA graphs, but for the largest. `spare_block` of the cache
+        belongs to no sequence; `progress` is told which part is done."""
+        self._graphs = StepGraphs(
             self._model,
             self._kv_caches,
             self._device_rows,
             self._sampler,
-            device=self.device,
             group=self._group,
             spare_block=spare_block,
+            step_token_budget=step_token_budget,
         )
-        self._decode_graphs.capture_all(progress)
+        self._graphs.capture_all(progress)
 
     @property
     def replaced(self) -> Mapping[int, int]:
@@ -175,16 +177,25 @@ class Runner:
         )
 
     def _compute(self, arrays: StepArrays) -> _Computed:
-        if self._decode_graphs is None or not self._is_decode(arrays):
-            return self._forward(arrays)
         if len(arrays.given_rows):
             given_rows, given_ids = to_device(self.device, arrays.given_rows, arrays.given_ids)
             self._device_rows.put_tokens(given_rows, given_ids)
-        decoded = self._decode_graphs.launch(arrays)
-        if self._plain[arrays.rows].all():
-            return _Computed(decoded)
-        [rows] = to_device(self.device, arrays.rows)
-        return _Computed(logits=decoded.logits, rows=rows)
+        graphs = self._graphs
+        if graphs is not None and self._is_decode(arrays):
+            decoded = graphs.decode(arrays)
+            if self._plain[arrays.rows].all():
+                return _Computed(decoded)
+            [rows] = to_device(self.device, arrays.rows)
+            return _Computed(logits=decoded.logits, rows=rows)
+        if graphs is not None and graphs.serves(len(arrays.positions)):
+            hidden = graphs.forward(arrays)
+        else:
+            hidden = self._forward(arrays)
+        if not len(arrays.sampled):
+            return _Computed(hidden=hidden)
+        last = arrays.query_start[1:][arrays.sampled] - 1
+        last_tokens, rows = to_device(self.device, last, arrays.rows[arrays.sampled])
+        return _Computed(hidden=hidden, logits=self._model.logits(hidden[last_tokens]), rows=rows)
 
     def _is_decode(self, arrays: StepArrays) -> bool:
         """Whether every row computes one token and samples the next, and that is all."""
@@ -193,19 +204,13 @@ class Runner:
             and not self._scores_prompt[arrays.rows].any()
         )
 
-    def _forward(self, arrays: StepArrays) -> _Computed:
-        """A step of any kind."""
-        (
-            rows, given_rows, given_ids, token_ids, positions, slots, places, last, sampled,
-            block_ids, query_start, seq_lens,
-        ) = to_device(
-            self.device,
-            arrays.rows, arrays.given_rows, arrays.given_ids, arrays.token_ids, arrays.positions,
-            arrays.slot_mapping, arrays.block_places, arrays.query_start[1:][arrays.sampled] - 1,
-            arrays.sampled, arrays.block_ids, arrays.query_start, arrays.seq_lens,
+    def _forward(self, arrays: StepArrays) -> Tensor:
+        """Hidden states [num_tokens, hidden] of a step of any kind, kernel after kernel."""
+        rows, token_ids, positions, slots, places, block_ids, query_start, seq_lens = to_device(
+            self.device, arrays.rows, arrays.token_ids, arrays.positions, arrays.slot_mapping,
+            arrays.block_places, arrays.block_ids, arrays.query_start, arrays.seq_lens,
         )  # fmt: skip
         self._device_rows.put_blocks(places, block_ids)
-        self._device_rows.put_tokens(given_rows, given_ids)
         decoding = self._device_rows.next_tokens[rows[: arrays.num_decodes]]
         paged = PagedBatch(
             slot_mapping=slots,
@@ -213,15 +218,12 @@ class Runner:
             query_start=query_start,
             seq_lens=seq_lens,
             num_decodes=arrays.num_decodes,
+            num_chunks=len(arrays.rows) - arrays.num_decodes,
             query_lens_host=arrays.query_lens.tolist(),
             seq_lens_host=arrays.seq_lens.tolist(),
         )
         batch = ForwardBatch(torch.cat([decoding, token_ids]), positions, paged, self._kv_caches)
-        hidden = self._model(batch)
-        if not len(arrays.sampled):
-            return _Computed(hidden=hidden)
-        logits = self._model.logits(hidden[last])
-        return _Computed(hidden=hidden, logits=logits, rows=rows[sampled])
+        return self._model(batch)
 
     def _sample(self, computed: _Computed, sampling: list[SamplingRow]) -> list[Sampling]:
         """Tokens of every row that is due, which become the rows' next ones."""

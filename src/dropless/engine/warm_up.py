@@ -83,6 +83,7 @@ def _one_sequence(
         query_start=torch.tensor([0, num_tokens], dtype=torch.int32, device=device),
         seq_lens=filled(num_tokens, 1, dtype=torch.int32),
         num_decodes=int(num_tokens == 1),
+        num_chunks=int(num_tokens > 1),
         query_lens_host=[num_tokens],
         seq_lens_host=[num_tokens],
     )

@@ -20,6 +20,9 @@ class PagedBatch:
 
     The step's tokens are in a row, sequence after sequence; the first `num_decodes` sequences have
     exactly one. Token j of sequence i stands at position seq_lens[i] - query_lens[i] + j.
+
+    In a graph, which serves many steps, only the device knows the lengths: `num_decodes` and
+    `num_chunks` are at least as many as there can be, and a sequence may have no token at all.
     """
 
     slot_mapping: Tensor  # [T] int64, block * block_size + offset of each token
@@ -27,8 +30,9 @@ class PagedBatch:
     query_start: Tensor  # [num_seqs + 1] int32, cumulative
     seq_lens: Tensor  # [num_seqs] int32, this step's tokens included
     num_decodes: int
-    query_lens_host: list[int]  # [num_seqs]
-    seq_lens_host: list[int]  # [num_seqs], equal to seq_lens
+    num_chunks: int  # sequences with several tokens
+    query_lens_host: list[int]  # [num_seqs]; empty in a graph
+    seq_lens_host: list[int]  # [num_seqs], equal to seq_lens; empty in a graph
     _derived: dict[object, object] = field(default_factory=dict, repr=False)
 
     def once(self, derive: Callable[..., T], *args: int) -> T:

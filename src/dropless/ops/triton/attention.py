@@ -186,8 +186,7 @@ class _Plan:
 
 def _make_plan(batch: PagedBatch, num_tokens: int) -> _Plan:
     num_sequences = len(batch.seq_lens)
-    num_chunks = num_sequences - batch.num_decodes if batch.num_decodes < num_tokens else 0
-    num_tiles = min(triton.cdiv(num_tokens, _QUERIES) + num_chunks, num_tokens)
+    num_tiles = min(triton.cdiv(num_tokens, _QUERIES) + batch.num_chunks, num_tokens)
     decode_lens = torch.empty_like(batch.seq_lens)
     tiles = torch.empty(num_tiles, 2, dtype=torch.int32, device=batch.seq_lens.device)
     _plan_kernel[(num_tiles,)](
@@ -206,7 +205,7 @@ def paged_attention_cuda(
     plan = batch.once(_make_plan, len(q))
     if batch.num_decodes:
         _decode(q, k_cache, v_cache, batch, plan, scale, out)
-    if batch.num_decodes < len(q):
+    if batch.num_chunks:
         _attend_chunks(q, k_cache, v_cache, batch, plan, scale, out)
     return out
 
