@@ -128,14 +128,16 @@ def attention_case(index: int) -> Case:
     return Case(f"paged_attention-{index}", paged_attention, run)
 
 
-def route_case(tokens: int, experts: int, top_k: int, norm_p: float | None) -> Case:
+def route_case(
+    tokens: int, experts: int, top_k: int, norm_p: float | None, hidden: int = 48
+) -> Case:
     def run(version: Callable[..., Any], make: Maker) -> tuple[Tensor, ...]:
-        x, weight = make.normal(tokens, 48), make.normal(experts, 48)
+        x, weight = make.normal(tokens, hidden), make.normal(experts, hidden, scale=hidden**-0.5)
         weights, ids = version(x, weight, top_k, norm_p)
         spread = weights.new_zeros(tokens, experts).scatter(1, ids, weights)
         return (spread,)  # near ties may stand in either order
 
-    return Case(f"route-{tokens}x{experts}-top{top_k}-{norm_p}", route, run)
+    return Case(f"route-{tokens}x{hidden}x{experts}-top{top_k}-{norm_p}", route, run)
 
 
 def experts_case(
@@ -198,11 +200,15 @@ CASES = [
     route_case(1, 16, 4, 1.0),
     route_case(40, 8, 2, None),
     route_case(40, 8, 2, 2.0),
+    route_case(3, 16, 4, 1.0, hidden=6144),
+    route_case(150, 16, 4, 1.0, hidden=3000),
     experts_case(1, 16, 4),
     experts_case(50, 8, 2),
+    experts_case(3, 16, 4),
+    experts_case(4, 4, 2, elsewhere=2),
     experts_case(50, 4, 2, elsewhere=2),
-    *(experts_case(tokens, 16, 4, fp8=True) for tokens in (1, 50, 700)),
-    experts_case(50, 4, 2, elsewhere=2, fp8=True),
+    *(experts_case(tokens, 16, 4, fp8=True) for tokens in (1, 3, 50, 700)),
+    *(experts_case(tokens, 4, 2, elsewhere=2, fp8=True) for tokens in (4, 50)),
     *(quantize_case(tokens, width) for tokens, width in ((1, 48), (50, 6144), (9, 37))),
     *(linear_case(tokens, 96, 160, fp8=True) for tokens in (1, 3, 40, 300)),
     linear_case(17, 45, 51, fp8=True, bias=True),

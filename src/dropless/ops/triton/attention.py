@@ -14,12 +14,13 @@ import triton.language as tl
 from torch import Tensor
 
 from dropless.ops.attention import PagedBatch, paged_attention
-from dropless.ops.triton.launch import after_previous, early_launch
+from dropless.ops.triton.launch import after_previous, arrives_last, counters, early_launch
 
 _PART_KEYS = 256  # of a split at least, unless that would be more than _MAX_SPLITS
 _PROGRAMS = 132  # the multiprocessors of a Hopper GPU
 _MAX_SPLITS = 32
 _DECODE_KEYS = 64  # of one iteration
+_MERGED = tl.constexpr(4)  # parts at a time
 _QUERIES, _CHUNK_KEYS = 64, 64  # of one tile
 
 
@@ -55,26 +56,21 @@ def _attend(
     return mean / tl.where(total > 0.0, total, 1.0)[:, None], top, total
 
 
-@triton.jit
-def _part_of(length, SPLITS: tl.constexpr, PART: tl.constexpr, KEYS: tl.constexpr):
-    """How many keys of a sequence one split has."""
-    return tl.maximum(PART, tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS)
-
-
 @triton.jit(do_not_specialize=["table_stride"])
 def _decode_kernel(
-    q_ptr, k_ptr, v_ptr, tables_ptr, starts_ptr, lens_ptr, parts_ptr, lse_ptr, scale,
-    q_stride, table_stride, num_kv_heads,
+    q_ptr, k_ptr, v_ptr, tables_ptr, starts_ptr, lens_ptr, parts_ptr, lse_ptr, counters_ptr,
+    out_ptr, scale, q_stride, table_stride, num_kv_heads,
     GROUP: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, PART: tl.constexpr,
     PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """All query heads of one key head, over one part of a sequence's keys: the weighted mean of
-    the part's values and the logarithm of its sum of weights."""
+    the part's values and the logarithm of its sum of weights. The last of the parts to end merges
+    all, in the order of keys."""
     after_previous(EARLY)
     sequence, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     length = tl.load(lens_ptr + sequence)
-    part = _part_of(length, SPLITS, PART, KEYS)
+    part = tl.maximum(PART, tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS)
     start, stop = split * part, tl.minimum(length, (split + 1) * part)
     if start >= length:
         return
@@ -89,33 +85,35 @@ def _decode_kernel(
         kv_head, num_kv_heads, start, stop, scale,
         ROWS, HEAD_DIM, DIM, BLOCK_SIZE, KEYS, PRECISION,
     )  # fmt: skip
-    at = (sequence * num_kv_heads * GROUP + heads) * SPLITS + split
-    tl.store(parts_ptr + at[:, None] * HEAD_DIM + dims[None, :], mean, wanted)
-    tl.store(lse_ptr + at, top + tl.log(total), rows < GROUP)
-
-
-@triton.jit
-def _merge_kernel(
-    parts_ptr, lse_ptr, starts_ptr, lens_ptr, out_ptr, num_heads,
-    HEAD_DIM: tl.constexpr, DIM: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
-    PART: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    """One head of one sequence a program."""
-    after_previous(EARLY)
-    sequence, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    length = tl.load(lens_ptr + sequence)
-    if length == 0:
+    num_heads = num_kv_heads * GROUP
+    out_at = out_ptr + (token * num_heads + heads[:, None]) * HEAD_DIM + dims[None, :]
+    num_parts = tl.cdiv(length, part)
+    if num_parts == 1:
+        tl.store(out_at, mean, wanted)
         return
-    own = sequence * num_heads + head
-    splits, dims = tl.arange(0, SPLITS), tl.arange(0, DIM)
-    used = splits * _part_of(length, SPLITS, PART, KEYS) < length
-    lse = tl.load(lse_ptr + own * SPLITS + splits, used, float("-inf"))
-    weights = tl.exp(lse - tl.max(lse, 0))
-    at = (own * SPLITS + splits[:, None]) * HEAD_DIM + dims[None, :]
-    parts = tl.load(parts_ptr + at, used[:, None] & (dims[None, :] < HEAD_DIM), 0.0)
-    merged = tl.sum(parts * weights[:, None], 0) / tl.sum(weights, 0)
-    token = tl.load(starts_ptr + sequence).to(tl.int64)
-    tl.store(out_ptr + (token * num_heads + head) * HEAD_DIM + dims, merged, dims < HEAD_DIM)
+    at = (sequence * num_heads + heads) * SPLITS
+    parts_at = parts_ptr + at[:, None] * HEAD_DIM + dims[None, :]
+    tl.store(parts_at + split * HEAD_DIM, mean, wanted)
+    tl.store(lse_ptr + at + split, top + tl.log(total), rows < GROUP)
+    if not arrives_last(counters_ptr + sequence * num_kv_heads + kv_head, num_parts):
+        return
+    splits = tl.arange(0, SPLITS)
+    is_part = (rows[:, None] < GROUP) & (splits[None, :] < num_parts)
+    lse_at = lse_ptr + at[:, None] + splits[None, :]
+    top = tl.max(tl.load(lse_at, is_part, float("-inf"), cache_modifier=".cg"), 1)
+    merged = tl.zeros([ROWS, DIM], tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    for first in range(0, num_parts, _MERGED):
+        for more in tl.static_range(_MERGED):  # unrolled, so that loads do not wait for each other
+            other = first + more
+            known = (rows < GROUP) & (other < num_parts)
+            lse = tl.load(lse_ptr + at + other, known, float("-inf"), cache_modifier=".cg")
+            weight = tl.exp(lse - top)
+            there = wanted & (other < num_parts)
+            mean = tl.load(parts_at + other * HEAD_DIM, there, 0.0, cache_modifier=".cg")
+            merged += mean * weight[:, None]
+            total += weight
+    tl.store(out_at, merged / total[:, None], wanted)
 
 
 @triton.jit(do_not_specialize=["table_stride"])
@@ -233,18 +231,13 @@ def _decode(
     parts = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
     lse = torch.empty(shape, dtype=torch.float32, device=q.device)
     dim, group = int(triton.next_power_of_2(head_dim)), num_heads // num_kv_heads
-    shared = {"HEAD_DIM": head_dim, "SPLITS": splits, "PART": part, "KEYS": _DECODE_KEYS}
+    counts = counters(q.device, batch.num_decodes * num_kv_heads)
     _decode_kernel[(batch.num_decodes, num_kv_heads, splits)](
         q, k_cache, v_cache, batch.block_tables, batch.query_start, plan.decode_lens,
-        parts, lse, scale,
-        q.stride(0), batch.block_tables.stride(0), num_kv_heads,
-        GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), DIM=max(16, dim),
-        BLOCK_SIZE=block_size, PRECISION=_precision(q), num_warps=4, num_stages=3,
-        **shared, **early_launch(q),
-    )  # fmt: skip
-    _merge_kernel[(batch.num_decodes, num_heads)](
-        parts, lse, batch.query_start, plan.decode_lens, out, num_heads, DIM=dim, num_warps=1,
-        **shared, **early_launch(q),
+        parts, lse, counts, out, scale, q.stride(0), batch.block_tables.stride(0), num_kv_heads,
+        GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), HEAD_DIM=head_dim,
+        DIM=max(16, dim), BLOCK_SIZE=block_size, KEYS=_DECODE_KEYS, SPLITS=splits, PART=part,
+        PRECISION=_precision(q), num_warps=4, num_stages=3, **early_launch(q),
     )  # fmt: skip
 
 

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+_COUNTERS = 1 << 16
+
 
 @triton.jit
 def after_previous(EARLY: tl.constexpr):
@@ -21,6 +23,18 @@ def after_previous(EARLY: tl.constexpr):
         tl.extra.cuda.gdc_wait()
 
 
+@triton.jit
+def arrives_last(counter_ptr, count):
+    """Whether this program is the last of `count` that share a counter: then it sees all that the
+    others have stored before, if it reads past the first cache (".cg"), and the counter is zero
+    again."""
+    tl.debug_barrier()  # all threads have stored before one says so
+    is_last = tl.atomic_add(counter_ptr, 1, sem="acq_rel") == count - 1
+    if is_last:
+        tl.store(counter_ptr, 0)
+    return is_last
+
+
 def early_launch(x: Tensor) -> dict[str, Any]:
     """Arguments of the launch of a kernel that begins with `after_previous`."""
     early = x.is_cuda and _can_launch_early(x.device)
@@ -30,6 +44,19 @@ def early_launch(x: Tensor) -> dict[str, Any]:
 def warps_of_row(block: int) -> int:
     """Of a program that holds a row of `block` elements at once: 16 elements a thread."""
     return max(1, min(16, block // 512))
+
+
+def counters(device: torch.device, count: int) -> Tensor:
+    """At least `count` counters for `arrives_last`, int32. All kernels have the same, for one runs
+    at a time."""
+    found = _counters(device)
+    assert count <= len(found), f"{count} counters"
+    return found
+
+
+@cache
+def _counters(device: torch.device) -> Tensor:
+    return torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
 
 
 @cache

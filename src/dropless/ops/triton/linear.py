@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +13,11 @@ from torch import Tensor
 from dropless.ops.fp8 import Fp8Tensor, quantize_tokens
 from dropless.ops.linear import linear
 from dropless.ops.triton.fp8 import factors, is_aligned, parts, scale_of, to_fp8
-from dropless.ops.triton.launch import after_previous, early_launch
+from dropless.ops.triton.launch import after_previous, arrives_last, counters, early_launch
 from dropless.ops.triton.tiles import Tile, tile_for
 
 _VECTOR_TOKENS = 2  # up to here without matrix units
 MAX_TILE_TOKENS = 256
-_MOST_TILES = 1 << 16
 _VECTOR_ELEMENTS = 1 << 15  # of a weight, which a program holds at once
 
 
@@ -81,10 +79,8 @@ def _tile_kernel(
         at = tl.arange(0, COLUMNS)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
         tile_sums = sums_ptr + tile * SPLITS * COLUMNS * ROWS + at
         tl.store(tile_sums + split * COLUMNS * ROWS, out)
-        tl.debug_barrier()  # all threads have stored before one says so
-        if tl.atomic_add(counters_ptr + tile, 1, sem="acq_rel") != SPLITS - 1:
+        if not arrives_last(counters_ptr + tile, SPLITS):
             return
-        tl.store(counters_ptr + tile, 0)
         out = tl.zeros([COLUMNS, ROWS], tl.float32)
         for other in tl.static_range(SPLITS):
             out += tl.load(tile_sums + other * COLUMNS * ROWS, cache_modifier=".cg")
@@ -150,17 +146,10 @@ def linear_by_tiles(
     grid = (triton.cdiv(len(x), tile.rows), triton.cdiv(num_outputs, tile.columns), tile.splits)
     sums_size = math.prod(grid) * tile.rows * tile.columns if tile.splits > 1 else 0
     sums = torch.empty(sums_size, dtype=torch.float32, device=x.device)
-    counters = _counters(x.device)
-    assert grid[0] * grid[1] <= len(counters)
     _tile_kernel[grid](
-        values, x_scales, weights, scales, x if bias is None else bias, out, sums, counters,
-        len(x), size, num_outputs, SPLITS=tile.splits, SCALED=isinstance(weight, Fp8Tensor),
-        HAS_BIAS=bias is not None, **tile.arguments(x),
+        values, x_scales, weights, scales, x if bias is None else bias, out, sums,
+        counters(x.device, grid[0] * grid[1]), len(x), size, num_outputs,
+        SPLITS=tile.splits, SCALED=isinstance(weight, Fp8Tensor), HAS_BIAS=bias is not None,
+        **tile.arguments(x),
     )  # fmt: skip
     return out
-
-
-@cache
-def _counters(device: torch.device) -> Tensor:
-    """For each tile how many of its splits have ended; zeros again after every launch."""
-    return torch.zeros(_MOST_TILES, dtype=torch.int32, device=device)

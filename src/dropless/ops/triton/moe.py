@@ -14,10 +14,10 @@ from dropless.ops.moe import fused_experts
 from dropless.ops.triton.fp8 import factors, is_aligned, silu_mul_quantize
 from dropless.ops.triton.grouping import Grouping, find_tile, group_pairs, num_tiles, padded
 from dropless.ops.triton.launch import after_previous, early_launch
-from dropless.ops.triton.moe_pairs import down_by_pairs, gate_up_by_pairs
+from dropless.ops.triton.moe_pairs import experts_by_pairs
 from dropless.ops.triton.tiles import Tile, tile_for
 
-_PAIRS = 16  # up to so many pairs each reads its expert's weights (16 bits) for itself
+_PAIRS = 16  # up to so many pairs each reads its expert's weights for itself
 # Above so many tokens PyTorch's CUTLASS product is faster: arithmetic is the limit there.
 CUTLASS_TOKENS = 512
 _COMBINE_COLUMNS = 1024
@@ -128,9 +128,8 @@ def fused_experts_cuda(
     grouped products at the speed of the matrix units."""
     x, topk_ids, topk_weights = x.contiguous(), topk_ids.contiguous(), topk_weights.contiguous()
     num_experts, num_pairs = down.shape[0], topk_ids.numel()
-    if num_pairs <= _PAIRS and isinstance(gate_up, Tensor) and isinstance(down, Tensor):
-        out = down_by_pairs(gate_up_by_pairs(x, gate_up, topk_ids), down, topk_ids)
-        return _combine(out, None, topk_weights, topk_ids, num_experts)
+    if num_pairs <= _PAIRS:
+        return experts_by_pairs(x, gate_up, down, topk_weights, topk_ids)
     grouping = group_pairs(topk_ids, num_experts)
     if len(x) <= CUTLASS_TOKENS or x.dtype == torch.float32 or not is_aligned(down):
         made = gate_up_by_tiles(x, gate_up, grouping, _tile("gate_up", gate_up, num_pairs))

@@ -12,6 +12,7 @@ from dropless.ops.triton.launch import after_previous, early_launch
 
 # Up to here a program for each token, which reads all router weights, is faster than matrix units.
 _VECTOR_TOKENS = 128
+_HELD = 5  # steps whose weights fit into registers: 16 of the 128 of a thread for each
 _ROWS = 16  # tokens of a tile for the matrix units
 
 
@@ -43,22 +44,36 @@ def _choose(
     tl.store(ids_ptr + at, ids, inside)
 
 
+@triton.jit
+def _router_part(router_ptr, experts, step, hidden, num_experts, DEPTH: tl.constexpr):
+    """[EXPERTS, DEPTH]: the weights of one step over the inputs."""
+    depth = step * DEPTH + tl.arange(0, DEPTH)
+    there = (experts[:, None] < num_experts) & (depth[None, :] < hidden)
+    return tl.load(router_ptr + experts[:, None] * hidden + depth[None, :], there, 0.0)
+
+
 @triton.jit(do_not_specialize=["num_tokens"])
 def _route_token_kernel(
     x_ptr, router_ptr, weights_ptr, ids_ptr, num_tokens, hidden, num_experts, norm_p,
     TOP_K: tl.constexpr, CHOICES: tl.constexpr, EXPERTS: tl.constexpr, HAS_NORM: tl.constexpr,
-    STEPS: tl.constexpr, DEPTH: tl.constexpr, EARLY: tl.constexpr,
+    STEPS: tl.constexpr, HELD: tl.constexpr, DEPTH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One token a program."""
-    after_previous(EARLY)
+    """One token a program. Most of the weights are in registers before x is there."""
     token = tl.program_id(0)
     experts = tl.arange(0, EXPERTS)
+    held = tl.tuple(())
+    for step in tl.static_range(HELD):
+        part = _router_part(router_ptr, experts, step, hidden, num_experts, DEPTH)
+        held = held + (part,)  # noqa: RUF005 (Triton unpacks nothing)
+    after_previous(EARLY)
     total = tl.zeros([EXPERTS, DEPTH], tl.float32)
     for step in tl.static_range(STEPS):  # unrolled, so that loads do not wait for each other
         depth = step * DEPTH + tl.arange(0, DEPTH)
         x = tl.load(x_ptr + token.to(tl.int64) * hidden + depth, depth < hidden, 0.0)
-        there = (experts[:, None] < num_experts) & (depth[None, :] < hidden)
-        router = tl.load(router_ptr + experts[:, None] * hidden + depth[None, :], there, 0.0)
+        if step < HELD:
+            router = held[step]
+        else:
+            router = _router_part(router_ptr, experts, step, hidden, num_experts, DEPTH)
         total += router.to(tl.float32) * x.to(tl.float32)[None, :]
     scores = tl.sum(total, 1).to(x_ptr.dtype.element_ty).to(tl.float32)
     _choose(
@@ -113,8 +128,9 @@ def route_cuda(
     }
     if num_tokens <= _VECTOR_TOKENS:
         depth = max(128, 16384 // shared["EXPERTS"])  # 32 registers a thread for the sums
+        steps = triton.cdiv(hidden, depth)
         _route_token_kernel[(num_tokens,)](
-            *arguments, STEPS=triton.cdiv(hidden, depth), DEPTH=depth, num_warps=16, **shared
+            *arguments, STEPS=steps, HELD=min(steps, _HELD), DEPTH=depth, num_warps=16, **shared
         )
     else:
         wide = x.dtype == torch.float32
