@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from dropless.layers.batch import ForwardBatch
@@ -36,12 +34,9 @@ class Attention:
         self._scale = head_dim**-0.5
         self._clip = clip
 
-    def __call__(
-        self, x: Tensor, batch: ForwardBatch, rotary: Tensor, prefetch: Callable[[Tensor], None]
-    ) -> Tensor:
+    def __call__(self, x: Tensor, batch: ForwardBatch, rotary: Tensor) -> Tensor:
         """[num_tokens, hidden] to the same; writes the tokens' keys and values to the cache.
-        `rotary` are the tokens' rows of the rotary table. `prefetch` is called where the memory
-        has little to do for a while, with a tensor that has a row for each token."""
+        `rotary` are the tokens' rows of the rotary table."""
         k_cache, v_cache = batch.kv_caches[self._layer]
         q = rope_and_cache(
             self._qkv(x),
@@ -54,5 +49,4 @@ class Attention:
             clip=self._clip,
         )
         mixed = paged_attention(q, k_cache, v_cache, batch.paged, self._scale)
-        prefetch(mixed)
         return self._out(mixed.flatten(1))

@@ -28,9 +28,6 @@ class GatedMLP:
         self._gate_up = column_parallel(weights, hidden_size, outputs, bias=bias)
         self._down = RowParallelLinear(weights, down, width, hidden_size, bias=bias)
 
-    def prefetch(self, x: Tensor) -> None:
-        """As `MoE.prefetch`; its weights are few beside those of experts."""
-
     def __call__(self, x: Tensor) -> Tensor:
         """[num_tokens, hidden] to this rank's part of the sum, which the next norm makes."""
         return self._down(silu_mul(self._gate_up(x)))

@@ -11,7 +11,6 @@ from dropless.layers.linear import Rows
 from dropless.layers.weights import Weights
 from dropless.ops.fp8 import Fp8Tensor
 from dropless.ops.moe import fused_experts, route
-from dropless.ops.prefetch import prefetch_experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +55,6 @@ class MoE:
         self._gate_up, self._down = _read_experts(weights, experts, hidden_size, width, cut)
         self._top_k = top_k
         self._norm_p = norm_p
-
-    def prefetch(self, x: Tensor) -> None:
-        """Say that the layer will be called with as many tokens as x has, soon."""
-        prefetch_experts(x, self._gate_up, self._top_k)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[num_tokens, hidden] to this rank's part of the sum, which the next norm makes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,13 +10,10 @@ from torch import Tensor
 from dropless.layers.attention import Attention
 from dropless.layers.batch import ForwardBatch
 from dropless.layers.embedding import Embedding, OutputHead
-from dropless.layers.mlp import GatedMLP
-from dropless.layers.moe import MoE
 from dropless.layers.norm import LayerNorm, RMSNorm
 from dropless.models.config import ModelConfig
 
 Norm = RMSNorm | LayerNorm
-FeedForward = GatedMLP | MoE
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +23,14 @@ class Block:
     norm_1: Norm
     attention: Attention
     norm_2: Norm
-    ffn: FeedForward
+    ffn: Callable[[Tensor], Tensor]
 
     def __call__(
         self, x: Tensor, residual: Tensor | None, batch: ForwardBatch, rotary: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The block's output, which is still to be added to the residual, and the residual."""
         x, residual = self.norm_1(x, residual)
-        x = self.attention(x, batch, rotary, self.ffn.prefetch)
+        x = self.attention(x, batch, rotary)
         x, residual = self.norm_2(x, residual)
         return self.ffn(x), residual
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from dropless.layers.attention import Attention
 from dropless.layers.embedding import Embedding, OutputHead
 from dropless.layers.linear import RowParallelLinear, Rows, column_parallel
@@ -14,7 +16,9 @@ from dropless.layers.norm import RMSNorm
 from dropless.layers.rotary import rotary_table
 from dropless.layers.weights import Weights
 from dropless.models.config import Fields, ModelConfig, llama_like
-from dropless.models.decoder import Block, CausalLM, FeedForward
+from dropless.models.decoder import Block, CausalLM
+
+FFN = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +50,7 @@ def parse_config(content: Mapping[str, Any]) -> LlamaConfig:
 def build(config: LlamaConfig, weights: Weights) -> CausalLM:
     """The model with its weights read."""
 
-    def ffn(prefix: str) -> FeedForward:
+    def ffn(prefix: str) -> FFN:
         return GatedMLP(
             weights,
             config.hidden_size,
@@ -60,9 +64,7 @@ def build(config: LlamaConfig, weights: Weights) -> CausalLM:
     return build_llama_like(config, weights, ffn)
 
 
-def build_llama_like(
-    config: LlamaConfig, weights: Weights, ffn: Callable[[str], FeedForward]
-) -> CausalLM:
+def build_llama_like(config: LlamaConfig, weights: Weights, ffn: Callable[[str], FFN]) -> CausalLM:
     """A model that differs from Llama in its feed-forward layers at most; `ffn` makes that of the
     block whose tensors' names begin with its argument."""
     table = rotary_table(

@@ -13,5 +13,4 @@ if find_spec("triton") is not None:  # it comes with PyTorch for GPUs
     from dropless.ops.triton import fp8 as _fp8  # noqa: F401
     from dropless.ops.triton import linear as _linear  # noqa: F401
     from dropless.ops.triton import moe as _moe  # noqa: F401
-    from dropless.ops.triton import prefetch as _prefetch  # noqa: F401
     from dropless.ops.triton import router as _router  # noqa: F401

@@ -1,7 +1,7 @@
 """Paged attention: single queries split over their keys, chunks of queries in tiles.
 
-How a sequence is cut depends on its own lengths only, and is found on the device: the same grid
-serves any batch, so that a graph can be captured, and a sequence's result is the same in any.
+Where a sequence is cut is found on the device: the same grid serves all batches of a size, so that
+a graph can be captured.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from torch import Tensor
 from dropless.ops.attention import PagedBatch, paged_attention
 from dropless.ops.triton.launch import after_previous, arrives_last, counters, early_launch
 
-_PART_KEYS = 256  # of a split at least, unless that would be more than _MAX_SPLITS
-_PROGRAMS = 132  # the multiprocessors of a Hopper GPU
+_PROGRAMS = 2 * 132  # at most, if sequences are split: two for a multiprocessor of a Hopper GPU
 _MAX_SPLITS = 32
-_DECODE_KEYS = 64  # of one iteration
+_FEW_SPLITS = 8
+_MIXED_SPLITS = 8  # beside chunks, where few of the sequences that may have one query do
+_DECODE_KEYS = 64  # of one iteration, if sequences are cut into many parts
 _MERGED = tl.constexpr(4)  # parts at a time
 _QUERIES, _CHUNK_KEYS = 64, 64  # of one tile
 
@@ -61,7 +62,7 @@ def _decode_kernel(
     q_ptr, k_ptr, v_ptr, tables_ptr, starts_ptr, lens_ptr, parts_ptr, lse_ptr, counters_ptr,
     out_ptr, scale, q_stride, table_stride, num_kv_heads,
     GROUP: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, PART: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
     PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """All query heads of one key head, over one part of a sequence's keys: the weighted mean of
@@ -70,7 +71,7 @@ def _decode_kernel(
     after_previous(EARLY)
     sequence, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     length = tl.load(lens_ptr + sequence)
-    part = tl.maximum(PART, tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS)
+    part = tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS
     start, stop = split * part, tl.minimum(length, (split + 1) * part)
     if start >= length:
         return
@@ -220,13 +221,11 @@ def _decode(
     _, num_heads, head_dim = q.shape
     block_size, num_kv_heads = k_cache.shape[1:3]
     most_keys = batch.block_tables.shape[1] * block_size
-    part = _PART_KEYS
-    while (
-        part < 4 * _PART_KEYS
-        and 2 * batch.num_decodes * num_kv_heads * _PART_KEYS > part * _PROGRAMS
-    ):
-        part *= 2  # enough to do without so many splits
-    splits = min(_MAX_SPLITS, int(triton.next_power_of_2(triton.cdiv(most_keys, part))))
+    least = _MIXED_SPLITS if batch.num_chunks else 1
+    wanted = max(least, _PROGRAMS // (batch.num_decodes * num_kv_heads))
+    possible = int(triton.next_power_of_2(triton.cdiv(most_keys, _DECODE_KEYS)))
+    splits = min(_MAX_SPLITS, possible, 1 << (wanted.bit_length() - 1))
+    keys, stages = (_DECODE_KEYS, 3) if splits > _FEW_SPLITS else (2 * _DECODE_KEYS, 2)
     shape = (batch.num_decodes, num_heads, splits)
     parts = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
     lse = torch.empty(shape, dtype=torch.float32, device=q.device)
@@ -236,8 +235,8 @@ def _decode(
         q, k_cache, v_cache, batch.block_tables, batch.query_start, plan.decode_lens,
         parts, lse, counts, out, scale, q.stride(0), batch.block_tables.stride(0), num_kv_heads,
         GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), HEAD_DIM=head_dim,
-        DIM=max(16, dim), BLOCK_SIZE=block_size, KEYS=_DECODE_KEYS, SPLITS=splits, PART=part,
-        PRECISION=_precision(q), num_warps=4, num_stages=3, **early_launch(q),
+        DIM=max(16, dim), BLOCK_SIZE=block_size, KEYS=keys, SPLITS=splits,
+        PRECISION=_precision(q), num_warps=8, num_stages=stages, **early_launch(q),
     )  # fmt: skip
 
 

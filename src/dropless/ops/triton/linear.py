@@ -18,7 +18,7 @@ from dropless.ops.triton.tiles import Tile, tile_for
 
 _VECTOR_TOKENS = 2  # up to here without matrix units
 MAX_TILE_TOKENS = 256
-_VECTOR_ELEMENTS = 1 << 15  # of a weight, which a program holds at once
+_VECTOR_BYTES = 1 << 15  # of a weight, which a program holds at once
 
 
 @triton.jit
@@ -127,9 +127,10 @@ def linear_by_vectors(x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None
     num_outputs, size = weight.shape
     out = x.new_empty(len(x), num_outputs)
     padded = int(triton.next_power_of_2(size))
-    columns = max(1, _VECTOR_ELEMENTS // padded)
+    values, scales = parts(weight)
+    columns = max(1, _VECTOR_BYTES // (padded * values.element_size()))
     _vector_kernel[(len(x), triton.cdiv(num_outputs, columns))](
-        x, *parts(weight), x if bias is None else bias, out, size, num_outputs,
+        x, values, scales, x if bias is None else bias, out, size, num_outputs,
         SIZE=padded, COLUMNS=columns, SCALED=isinstance(weight, Fp8Tensor),
         HAS_BIAS=bias is not None, num_warps=8, **early_launch(x),
     )  # fmt: skip

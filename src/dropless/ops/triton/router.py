@@ -8,12 +8,12 @@ import triton.language as tl
 from torch import Tensor
 
 from dropless.ops.moe import route
-from dropless.ops.triton.launch import after_previous, early_launch
+from dropless.ops.triton.launch import after_previous, arrives_last, counters, early_launch
 
 # Up to here a program for each token, which reads all router weights, is faster than matrix units.
 _VECTOR_TOKENS = 128
 _HELD = 5  # steps whose weights fit into registers: 16 of the 128 of a thread for each
-_ROWS = 16  # tokens of a tile for the matrix units
+_ROWS, _SPLITS = 16, 8  # tokens of a tile for the matrix units; parts of its inputs
 
 
 @triton.jit
@@ -85,15 +85,20 @@ def _route_token_kernel(
 @triton.jit(do_not_specialize=["num_tokens"])
 def _route_tile_kernel(
     x_ptr, router_ptr, weights_ptr, ids_ptr, num_tokens, hidden, num_experts, norm_p,
+    sums_ptr, counters_ptr,
     TOP_K: tl.constexpr, CHOICES: tl.constexpr, EXPERTS: tl.constexpr, HAS_NORM: tl.constexpr,
-    ROWS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
+    ROWS: tl.constexpr, DEPTH: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
-    """ROWS tokens a program."""
+    """A part of the inputs of ROWS tokens a program; the last of the parts to end adds them up and
+    chooses."""
     after_previous(EARLY)
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    tile, split = tl.program_id(0), tl.program_id(1)
+    rows = tile * ROWS + tl.arange(0, ROWS)
     experts = tl.arange(0, EXPERTS)
     scores = tl.zeros([ROWS, EXPERTS], tl.float32)
-    for begin in range(0, hidden, DEPTH):
+    part = tl.cdiv(tl.cdiv(hidden, SPLITS), DEPTH) * DEPTH
+    for begin in range(split * part, tl.minimum(hidden, (split + 1) * part), DEPTH):
         depth = begin + tl.arange(0, DEPTH)
         x = tl.load(
             x_ptr + rows[:, None].to(tl.int64) * hidden + depth[None, :],
@@ -102,6 +107,14 @@ def _route_tile_kernel(
         there = (experts[None, :] < num_experts) & (depth[:, None] < hidden)
         router = tl.load(router_ptr + experts[None, :] * hidden + depth[:, None], there, 0.0)
         scores = tl.dot(x, router, scores, input_precision=PRECISION)
+    at = tl.arange(0, ROWS)[:, None] * EXPERTS + experts[None, :]
+    sums_at = sums_ptr + tile * SPLITS * ROWS * EXPERTS + at
+    tl.store(sums_at + split * ROWS * EXPERTS, scores)
+    if not arrives_last(counters_ptr + tile, SPLITS):
+        return
+    scores = tl.zeros([ROWS, EXPERTS], tl.float32)
+    for other in tl.static_range(SPLITS):
+        scores += tl.load(sums_at + other * ROWS * EXPERTS, cache_modifier=".cg")
     scores = scores.to(x_ptr.dtype.element_ty).to(tl.float32)
     _choose(
         scores, rows, num_tokens, num_experts, weights_ptr, ids_ptr, norm_p,
@@ -133,9 +146,13 @@ def route_cuda(
             *arguments, STEPS=steps, HELD=min(steps, _HELD), DEPTH=depth, num_warps=16, **shared
         )
     else:
-        wide = x.dtype == torch.float32
-        _route_tile_kernel[(triton.cdiv(num_tokens, _ROWS),)](
-            *arguments, ROWS=_ROWS, DEPTH=64 if wide else 256,
-            PRECISION="ieee" if wide else "tf32", num_warps=2, num_stages=4, **shared,
+        wide, tiles = x.dtype == torch.float32, triton.cdiv(num_tokens, _ROWS)
+        sums = torch.empty(
+            (tiles, _SPLITS, _ROWS, shared["EXPERTS"]), dtype=torch.float32, device=x.device
+        )
+        _route_tile_kernel[(tiles, _SPLITS)](
+            *arguments, sums, counters(x.device, tiles), ROWS=_ROWS, DEPTH=64 if wide else 256,
+            SPLITS=_SPLITS, PRECISION="ieee" if wide else "tf32", num_warps=2, num_stages=4,
+            **shared,
         )  # fmt: skip
     return weights, ids
