@@ -8,9 +8,9 @@ Prompts of 512 random token ids, 128 output tokens, greedy, prefix cache off, th
 engine; step time = (time for 129 tokens - time for 1) / 128, prefill = prompt tokens / time for 1.
 The limit is the time to read at measured copy bandwidth what a rank must read once a step: all
 weights outside the experts, the experts that a batch hits on average if routing is even, and the
-keys and values in the middle of the run. `--slice-of N` computes what one of N tensor-parallel
-ranks does, without its collectives. `--profile` shows the kernels of a step and how long the
-device idles. Writes results/dbrx_steps.json beside this script.
+keys and values in the middle of the run (`dropless.bench.roofline`). `--slice-of N` computes what
+one of N tensor-parallel ranks does, without its collectives. `--profile` shows the kernels of a
+step and how long the device idles. Writes results/dbrx_steps.json beside this script.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 import triton
 from torch._C._autograd import DeviceType
 
+from dropless.bench.gpus import Precision
+from dropless.bench.roofline import Layout, Shape, Tokens, step_work
 from dropless.checkpoints.open import open_checkpoint
 from dropless.checkpoints.resolve import resolve
 from dropless.engine.build import build_engine
@@ -65,18 +66,10 @@ def copy_bandwidth() -> float:
     return 2 * source.nbytes / min(times)
 
 
-def step_bytes(config: dict[str, Any], batch: int, ranks: int, quantization: WeightFormat) -> float:
-    """What one decoding step of one rank must read. In fp8 experts and attention have one byte a
-    weight; router, head, keys and values have two."""
-    hidden, ffn, attention = config["d_model"], config["ffn_config"], config["attn_config"]
-    kv_size = attention["kv_n_heads"] * hidden // config["n_heads"]
-    experts, top_k = ffn["moe_num_experts"], ffn["moe_top_k"]
-    hit = experts * (1.0 - (1.0 - top_k / experts) ** batch)
-    width = 1 if quantization == "fp8" else 2
-    dense = width * 2 * hidden * (hidden + kv_size) / ranks + 2 * experts * hidden
-    layer = dense + width * hit * 3 * hidden * ffn["ffn_hidden_size"] / ranks
-    cache = 2 * batch * (INPUT + OUTPUT // 2) * 2 * kv_size / ranks
-    return config["n_layers"] * (layer + cache) + 2 * config["vocab_size"] * hidden / ranks
+def step_bytes(shape: Shape, batch: int, ranks: int, quantization: Precision) -> float:
+    """What one decoding step of one rank must read."""
+    layout = Layout(ranks, quantization, has_collectives=False)
+    return step_work(shape, layout, Tokens.decode(batch, INPUT + OUTPUT / 2)).num_bytes
 
 
 @contextmanager
@@ -237,6 +230,7 @@ def main() -> None:
     torch.cuda.empty_cache()
     shape = json.loads((resolve("dbrx", allow_shapes=True) / "config.json").read_text())
     config = {**shape, "n_layers": arguments.layers}
+    model = parse_config(config)
     ranks = max(arguments.ranks, arguments.slice_of)
     rows, profiles = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -254,7 +248,7 @@ def main() -> None:
                     print("\n".join(profiles[-2:]), flush=True)
                     continue
                 row = measure(engine, batch)
-                limit = step_bytes(config, batch, ranks, arguments.quantization) / bandwidth * 1e3
+                limit = step_bytes(model, batch, ranks, arguments.quantization) / bandwidth * 1e3
                 row |= {"limit_ms": limit, "limit_over_step": limit / row["step_ms"]}
                 rows.append(row)
                 print(

@@ -48,6 +48,7 @@ def test_what_one_token_reads_and_computes_by_hand() -> None:
     weights = sum(part.operations for name, part in parts.items() if name != "cache")
     assert weights == pytest.approx(2 * active)
     assert parts["cache"].operations == 40 * 4 * 6144 * HALFWAY
+    assert work.num_bytes == pytest.approx(2 * active + parts["cache"].num_bytes)
 
 
 def test_a_dense_model_has_one_expert_and_no_router() -> None:

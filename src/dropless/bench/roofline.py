@@ -97,6 +97,11 @@ class Work:
     exchanges: int  # collectives between ranks
     link_bytes: float  # that all of them move over a rank's link
 
+    @property
+    def num_bytes(self) -> float:
+        """Weights and cache, which any engine must read."""
+        return sum(part.num_bytes for part in self.parts.values())
+
 
 def step_work(shape: Shape, layout: Layout, tokens: Tokens) -> Work:
     """All layers of a step and the head. Routing is taken to be even."""
