@@ -1,1 +1,0 @@
-"""Number formats for weights and activations."""
