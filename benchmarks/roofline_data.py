@@ -27,9 +27,8 @@ import numpy as np
 from dropless.bench.gpus import EFFICIENCIES, Efficiency, Gpu, find_gpu, known_gpus
 from dropless.bench.measured import MEASURED, Comparison, Measurement
 from dropless.bench.predictions import predict
-from dropless.bench.roofline import Shape, Tokens, ideal_seconds, prefill_steps, step_work
-from dropless.checkpoints.catalogue import shapes
-from dropless.models.registry import parse_config
+from dropless.bench.roofline import Tokens, ideal_seconds, prefill_steps, step_work
+from dropless.cli.plan_model import measured_model
 
 # Columns of the fit. The first three divide: shares of a ceiling, their inverse at least 1.
 UNKNOWNS = (
@@ -82,17 +81,12 @@ def merged(old: Iterable[Measurement], new: Iterable[Measurement]) -> list[Measu
     return sorted(by_case.values(), key=lambda row: [str(v).zfill(6) for v in asdict(row).values()])
 
 
-def shape_of(row: Measurement) -> Shape:
-    content = json.loads((shapes()[row.model] / "config.json").read_text())
-    return replace(parse_config(content), num_layers=row.layers)
-
-
 def fit(gpu: Gpu, rows: Sequence[Measurement]) -> Efficiency:
     """The efficiency that leaves the least squares of deviations over `rows`, all of one GPU and
     one number format."""
     coefficients, seconds = [], []
     for row in rows:
-        shape = shape_of(row)
+        shape = measured_model(row)
         tokens = [Tokens.decode(row.batch, row.traffic.context)]
         prefill = list(prefill_steps(row.batch, row.input_tokens, row.step_token_budget))
         for steps, is_prefill, taken in (
@@ -145,10 +139,8 @@ def bounded_least_squares(coefficients: np.ndarray, seconds: np.ndarray) -> np.n
 
 
 def compare(row: Measurement, efficiency: Efficiency) -> Comparison:
-    gpu = find_gpu(row.gpu)
-    return Comparison(
-        row, predict(shape_of(row), row.layout, gpu, efficiency, row.traffic, row.batch)
-    )
+    model, gpu = measured_model(row), find_gpu(row.gpu)
+    return Comparison(row, predict(model, row.layout, gpu, efficiency, row.traffic, row.batch))
 
 
 def write(path: Path, entries: Iterable[Any]) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from benchmarks.roofline_data import compare, fit, shape_of
+from benchmarks.roofline_data import compare, fit
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +24,7 @@ from dropless.bench.roofline import (
 )
 from dropless.checkpoints.catalogue import shapes
 from dropless.checkpoints.folder import read_config
+from dropless.cli.plan_model import measured_model
 from dropless.errors import SettingsError
 from dropless.models.config import ModelConfig
 from dropless.models.registry import parse_config
@@ -196,7 +197,7 @@ def test_the_fit_finds_the_efficiency_that_made_the_measurements() -> None:
                 output_tokens=128, step_token_budget=8192, step_ms=0, prefill_tokens_per_s=0,
                 source="",
             )  # fmt: skip
-            made = predict(shape_of(row), row.layout, H100, truth, row.traffic, batch)
+            made = predict(measured_model(row), row.layout, H100, truth, row.traffic, batch)
             rows.append(
                 replace(row, step_ms=made.tpot_ms, prefill_tokens_per_s=made.prefill_tokens_per_s)
             )

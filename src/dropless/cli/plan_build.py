@@ -12,10 +12,8 @@ from dropless.bench.gpus import Gpu, Precision, find_efficiency
 from dropless.bench.measured import Comparison, measurements
 from dropless.bench.predictions import Traffic, predict
 from dropless.bench.roofline import Layout
-from dropless.checkpoints.catalogue import shapes
-from dropless.checkpoints.folder import read_config
 from dropless.cli.plan_layouts import PlannedLayout, Planner, formats, layouts
-from dropless.cli.plan_model import open_model
+from dropless.cli.plan_model import measured_model, open_model
 from dropless.cli.plan_notes import notes
 from dropless.cli.plan_report import LayoutReport, Report
 from dropless.engine.config import EngineConfig
@@ -146,9 +144,8 @@ def _comparisons(model: ModelConfig, gpu: Gpu, precisions: Set[Precision]) -> It
     for row in measurements():
         if row.gpu != gpu.name or row.quantization not in precisions:
             continue
-        measured_model = parse_config(read_config(shapes()[row.model]))
-        if replace(measured_model, num_layers=model.num_layers) != model:
+        part = measured_model(row)
+        if part != replace(model, num_layers=row.layers):
             continue
-        part = replace(model, num_layers=row.layers)
         efficiency = find_efficiency(gpu, row.quantization)
         yield Comparison(row, predict(part, row.layout, gpu, efficiency, row.traffic, row.batch))

@@ -1,15 +1,21 @@
-"""A model that is to be planned: its configuration, and its weights where they are here."""
+"""The model that is to be planned, its configuration and its weights where they are here; and those
+that were measured."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
+from dropless.bench.measured import Measurement
 from dropless.checkpoints.catalogue import catalogue, shapes
 from dropless.checkpoints.checkpoint import Checkpoint
+from dropless.checkpoints.folder import read_config
 from dropless.checkpoints.hub import is_hub_id, pull_from_hub
 from dropless.checkpoints.open import open_checkpoint
 from dropless.cli.find_model import fetch_progress, resolve_model
+from dropless.models.config import ModelConfig
+from dropless.models.registry import parse_config
 
 
 def open_model(spec: str) -> tuple[Checkpoint, str]:
@@ -28,6 +34,11 @@ def open_model(spec: str) -> tuple[Checkpoint, str]:
         return open_checkpoint(path, "random"), spec
     path, name = resolve_model(spec, allow_shapes=True)
     return open_checkpoint(path, "checkpoint" if _has_weights(path) else "random"), name
+
+
+def measured_model(row: Measurement) -> ModelConfig:
+    """What was measured: the published model, with as many layers as were there."""
+    return replace(parse_config(read_config(shapes()[row.model])), num_layers=row.layers)
 
 
 def _has_weights(path: Path) -> bool:
