@@ -124,7 +124,7 @@ def slice_engine(
         limit_bytes=torch.cuda.mem_get_info()[0],
     )
     constraints = Constraints(None, model.vocab_size // ranks, ())
-    runner = load_runner(config, plan, group, constraints, lambda *_: None)
+    runner = load_runner(config, checkpoint, plan, group, constraints, lambda *_: None)
     engine = Engine(
         Executor(runner),
         constraints,

@@ -158,12 +158,14 @@ def test_a_rank_that_cannot_load_ends_the_start(
     folder = tmp_path / "model"
     write_tiny_dbrx(folder)
     config = EngineConfig(model_path=folder, tensor_parallel_size=2, **SETTINGS)
-    plan = plan_memory(config, open_checkpoint(folder))
+    checkpoint = open_checkpoint(folder)
+    plan = plan_memory(config, checkpoint)
     folder.rename(tmp_path / "gone")
     monkeypatch.setattr(executor, "load_runner", read_slowly)
+    constraints = Constraints(None, 512, ())
     before = children()
     with pytest.raises(CheckpointError, match=f"{folder} does not exist") as caught:
-        executor.start_executor(config, plan, Constraints(None, 512, ()), lambda *_: None)
+        executor.start_executor(config, checkpoint, plan, constraints, lambda *_: None)
     assert "on rank 1:\nTraceback" in caught.value.__notes__[0]
     assert children() == before
 

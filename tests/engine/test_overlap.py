@@ -55,10 +55,11 @@ def make_engine(folder: Path, kind: type[Executor]) -> tuple[Engine, Executor]:
         step_token_budget=48,
         kv_cache_bytes=NUM_BLOCKS * BYTES_PER_BLOCK,
     )
-    plan = plan_memory(config, open_checkpoint(folder, "random"))
+    checkpoint = open_checkpoint(folder, "random")
+    plan = plan_memory(config, checkpoint)
     tokenizer = ByteTokenizer()
     constraints = Constraints(tokenizer, TINY_LLAMA["vocab_size"], tokenizer.eos_token_ids)
-    runner = load_runner(config, plan, SOLO, constraints, lambda *_: None)
+    runner = load_runner(config, checkpoint, plan, SOLO, constraints, lambda *_: None)
     poison(runner._model)
     executor = kind(runner)
     engine = Engine(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,25 @@ def test_weight_bytes_are_known_before_loading(
     load_model(checkpoint, dtype=dtype, device=CPU, quantization=quantization, on_read=held.append)
     assert held == sorted(held)
     assert held[-1] == weight_bytes(checkpoint, dtype=dtype, quantization=quantization)
+
+
+def test_counting_weight_bytes_brings_no_compiler_in(tmp_path: Path) -> None:
+    """PyTorch's arithmetic on tensors without content imports its compiler, which takes seconds."""
+    for family in FAMILIES:
+        write_model(tmp_path / family, family)
+    script = (
+        "import sys, torch; from pathlib import Path\n"
+        "from dropless.checkpoints.open import open_checkpoint\n"
+        "from dropless.models.registry import weight_bytes\n"
+        "for folder in Path(sys.argv[1]).iterdir():\n"
+        "    for quantization in ('none', 'fp16', 'fp8'):\n"
+        "        checkpoint = open_checkpoint(folder)\n"
+        "        weight_bytes(checkpoint, dtype=torch.float32, quantization=quantization)\n"
+        "sys.exit('torch._dynamo' in sys.modules)\n"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == 0
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])

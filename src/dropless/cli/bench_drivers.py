@@ -41,7 +41,9 @@ def drive_engine(
     with _progress() as progress:
         task = progress.add_task("loading", total=1.0)
         engine, _ready = build_engine(
-            config, lambda stage, done: progress.update(task, description=stage, completed=done)
+            config,
+            lambda stage, done: progress.update(task, description=stage, completed=done),
+            tokenizer,
         )
     try:
         return _watched(

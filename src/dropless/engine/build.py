@@ -21,9 +21,12 @@ logger = logging.getLogger(__name__)
 
 
 def build_engine(
-    config: EngineConfig, on_progress: Callable[[str, float], None]
+    config: EngineConfig,
+    on_progress: Callable[[str, float], None],
+    tokenizer: Tokenizer | None = None,
 ) -> tuple[Engine, EngineReady]:
     """The engine, ready for requests. `on_progress` is told a stage and how much of it is done.
+    `tokenizer` is what `find_tokenizer` gives, if it has been called already.
 
     Raises:
         DroplessError: wrong settings, a damaged checkpoint, or it does not fit into memory.
@@ -32,13 +35,13 @@ def build_engine(
     on_progress("planning", 0.0)
     checkpoint = open_checkpoint(config.model_path, config.weights, config.seed)
     model_config = parse_config(checkpoint.config)
-    tokenizer = find_tokenizer(config)
+    tokenizer = tokenizer or find_tokenizer(config)
     _check_vocabulary(config, tokenizer, model_config.vocab_size)
     plan = plan_memory(config, checkpoint)
     logger.info("memory plan:\n%s", plan.describe())
     eos_token_ids = checkpoint.eos_token_ids or (tokenizer.eos_token_ids if tokenizer else ())
     constraints = Constraints(tokenizer, model_config.vocab_size, eos_token_ids)
-    executor = start_executor(config, plan, constraints, on_progress)
+    executor = start_executor(config, checkpoint, plan, constraints, on_progress)
     engine = Engine(
         executor,
         constraints,

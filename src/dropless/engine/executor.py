@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import msgspec
 import torch
 
+from dropless.checkpoints.checkpoint import Checkpoint
+from dropless.checkpoints.open import open_checkpoint
 from dropless.engine.config import EngineConfig
 from dropless.engine.constraints import Constraints
 from dropless.engine.load import load_runner
@@ -120,7 +122,11 @@ class _CheckedStep:
 
 
 def start_executor(
-    config: EngineConfig, plan: MemoryPlan, constraints: Constraints, progress: Progress
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    plan: MemoryPlan,
+    constraints: Constraints,
+    progress: Progress,
 ) -> Executor:
     """Load the model, on `config.tensor_parallel_size` ranks at once.
 
@@ -132,7 +138,7 @@ def start_executor(
     """
     size = config.tensor_parallel_size
     if size == 1:
-        return Executor(load_runner(config, plan, SOLO, constraints, progress))
+        return Executor(load_runner(config, checkpoint, plan, SOLO, constraints, progress))
     progress("starting ranks", 0.0)
     vocabulary = (constraints.vocab_size, constraints.eos_token_ids)
     ranks = RankProcesses(size, follow_rank_0, (config, plan, *vocabulary))
@@ -146,7 +152,7 @@ def start_executor(
         group = Group.join(0, size, _device(plan, 0), ranks.folder)
         ranks.on_failure = group.abort
         ranks.check()
-        runner = load_runner(config, plan, group, constraints, checked_progress)
+        runner = load_runner(config, checkpoint, plan, group, constraints, checked_progress)
         ranks.wait_for(_LOADED)
         ranks.remove_folder()
     except PeersLostError as lost:
@@ -169,7 +175,8 @@ def follow_rank_0(
     """The program of every rank above 0: load, then compute along for as long as rank 0 does."""
     group = Group.join(place.rank, place.size, _device(plan, place.rank), place.folder)
     constraints = Constraints(None, vocab_size, eos_token_ids)  # rank 0 alone samples
-    runner = load_runner(config, plan, group, constraints, lambda *_: None)
+    checkpoint = open_checkpoint(config.model_path, config.weights, config.seed)
+    runner = load_runner(config, checkpoint, plan, group, constraints, lambda *_: None)
     place.link.send(Reached(_LOADED))
     while True:
         order = _decoder.decode(place.link.recv_bytes())

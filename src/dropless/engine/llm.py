@@ -65,7 +65,7 @@ class LLM:
             self.config = EngineConfig(model_path=path, **settings)
             self.tokenizer = find_tokenizer(self.config)
             self._template = load_chat_template(path, self.tokenizer) if self.tokenizer else None
-            self.engine, self.ready = build_engine(self.config, loading)
+            self.engine, self.ready = build_engine(self.config, loading, self.tokenizer)
         self._numbers = itertools.count()
 
     def generate(

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+from dropless.checkpoints.checkpoint import Checkpoint
 from dropless.checkpoints.model_cache import cache_root
-from dropless.checkpoints.open import open_checkpoint
 from dropless.engine.config import EngineConfig
 from dropless.engine.constraints import Constraints
 from dropless.engine.huge_pages import use_huge_pages
@@ -21,6 +21,7 @@ from dropless.parallel.group import Group
 
 def load_runner(
     config: EngineConfig,
+    checkpoint: Checkpoint,
     plan: MemoryPlan,
     group: Group,
     constraints: Constraints,
@@ -34,7 +35,6 @@ def load_runner(
     """
     torch.set_num_threads(1)  # unpacking is many small copies, which more threads slow down
     device = torch.device("cpu" if plan.device == "cpu" else f"cuda:{group.rank}")
-    checkpoint = open_checkpoint(config.model_path, config.weights, config.seed)
     own_bytes = plan.weight_bytes // (group.size if plan.device == "cpu" else 1)
     model = load_model(
         checkpoint,

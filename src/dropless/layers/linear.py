@@ -63,8 +63,20 @@ def column_parallel(
         place = weight[begin : begin + size]
         weights.put(rows.read(weights, in_features, dtype, start, size), place)
         begin += size
-    biases = [weights.vector_part(rows.bias, rows.size) for rows in outputs] if bias else []
-    return Linear(weights.pack(weight), torch.cat(biases) if biases else None)
+    return Linear(weights.pack(weight), _merged_bias(weights, outputs) if bias else None)
+
+
+def _merged_bias(weights: Weights, outputs: Sequence[Rows]) -> Tensor:
+    dtype = weights.dtype
+    cuts = [weights.group.slice_of(rows.size, rows.bias) for rows in outputs]
+    merged = torch.empty(sum(size for _, size in cuts), dtype=dtype, device=weights.device)
+    begin = 0
+    for rows, (start, size) in zip(outputs, cuts, strict=True):
+        shape = (rows.size,)
+        part = weights.read(rows.bias, shape, dtype=dtype, dim=0, start=start, length=size)
+        weights.put(part, merged[begin : begin + size])
+        begin += size
+    return merged
 
 
 class RowParallelLinear:

@@ -37,6 +37,8 @@ def rotary_table(
     """[max_positions, 2, head_dim] float32: for each position the cosines of the head_dim / 2
     angles, twice; and their sines, negated, then as they are (Su et al., "RoFormer", 2021). So a
     rotated head is head * cosines + (head with its halves exchanged) * sines."""
+    if device.type == "meta":  # on which PyTorch's arithmetic begins with seconds of imports
+        return torch.empty(max_positions, 2, head_dim, device=device)
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
     frequencies = 1.0 / theta**exponents
     if scaling is not None:

@@ -60,12 +60,6 @@ class Weights:
         """A norm's weight or a bias, whole: [size]."""
         return self._hold(self.read(name, (size,), dtype=self.dtype))
 
-    def vector_part(self, name: str, size: int) -> Tensor:
-        """This rank's even part of a bias: [size / ranks]."""
-        start, length = self.group.slice_of(size, name)
-        part = self.read(name, (size,), dtype=self.dtype, dim=0, start=start, length=length)
-        return self._hold(part)
-
     def matrix(self, name: str, shape: tuple[int, int], dtype: torch.dtype | None = None) -> Tensor:
         """A matrix, whole; `dtype` is `matrix_dtype` unless given."""
         return self._hold(self.read(name, shape, dtype=dtype or self.matrix_dtype))
