@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dropless.checkpoints.checkpoint import Read
 from dropless.checkpoints.generated import GeneratedWeights
 from dropless.checkpoints.writer import tiny_dbrx_config
 from dropless.layers.weights import WeightFormat
@@ -75,15 +76,14 @@ def check_fp8(group: Group) -> None:
 class LastExperts(GeneratedWeights):
     """A model of four experts whose tokens all choose the last two. The others are NaN."""
 
-    def read(self, name: str, shape: tuple[int, ...], **cut: Any) -> Tensor:
-        tensor = super().read(name, shape, **cut)
-        if name == "model.embed_tokens.weight":
-            tensor[:, 0] = 1.0  # much, beside 0.02 elsewhere: positive after each norm
-        elif name.endswith("gate.weight"):
-            tensor[2:, 0] = 1.0
-        elif ".experts.0." in name or ".experts.1." in name:
-            tensor.fill_(torch.nan)
-        return tensor
+    def read_into(self, what: Read, out: Tensor) -> None:
+        super().read_into(what, out)
+        if what.name == "model.embed_tokens.weight":
+            out[:, 0] = 1.0  # much, beside 0.02 elsewhere: positive after each norm
+        elif what.name.endswith("gate.weight"):
+            out[2:, 0] = 1.0
+        elif ".experts.0." in what.name or ".experts.1." in what.name:
+            out.fill_(torch.nan)
 
 
 def _check(

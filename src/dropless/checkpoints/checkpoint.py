@@ -15,7 +15,7 @@ from dropless.checkpoints.slices import Slab, plan_slab
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What one `Checkpoint.read` asks for."""
+    """A part of a tensor, as `Checkpoint.read` is asked for it."""
 
     name: str
     shape: tuple[int, ...]
@@ -65,17 +65,21 @@ class Checkpoint(ABC):
         dimension (merged experts stored `[experts * width, hidden]`, read as
         `(experts, width, hidden)`, so that `dim=1` cuts each expert). `length=None` reaches to
         the end. Only the slice's bytes are read from disk where the format allows. The result is
-        contiguous and owns its memory.
+        contiguous and owns its memory. Raises as `read_into`.
+        """
+        what = Read(name, shape, dim, start, length, dtype)
+        out = torch.empty(what.slab(shape).shape, dtype=dtype, device=device)
+        self.read_into(what, out)
+        return out
+
+    @abstractmethod
+    def read_into(self, what: Read, out: torch.Tensor) -> None:
+        """Fill `out`, contiguous, of the slice's shape and `what.dtype`, on any device.
 
         Raises:
             CheckpointError: the tensor is absent, has another shape, is cut short, or holds NaN
                 or infinity.
         """
-        return self.read_slice(Read(name, shape, dim, start, length, dtype), device)
-
-    @abstractmethod
-    def read_slice(self, what: Read, device: torch.device) -> torch.Tensor:
-        """As `read`."""
 
 
 class CheckpointView(Checkpoint):

@@ -49,20 +49,18 @@ class GeneratedWeights(Checkpoint):
         """Empty: nothing is stored."""
         return []
 
-    def read_slice(self, what: Read, device: torch.device) -> torch.Tensor:
-        """See `Checkpoint.read`; any shape is right."""
+    def read_into(self, what: Read, out: torch.Tensor) -> None:
+        """See `Checkpoint.read_into`; any shape is right."""
         name, shape = what.name, what.shape
-        own_shape = what.slab(shape).shape
         mean = 1.0 if len(shape) == 1 and not name.endswith(".bias") else 0.0
         if math.prod(shape) > _WHOLE_LIMIT:
-            generator = self._generator(f"{name}:{what.start}", device)
-            result = torch.empty(own_shape, dtype=what.dtype, device=device)
-            return result.normal_(mean, _STD, generator=generator)
+            out.normal_(mean, _STD, generator=self._generator(f"{name}:{what.start}", out.device))
+            return
         whole = torch.empty(shape, dtype=torch.float32)
         whole.normal_(mean, _STD, generator=self._generator(name, torch.device("cpu")))
         if what.dim is not None:
-            whole = whole.narrow(what.dim, what.start, own_shape[what.dim])
-        return torch.empty(own_shape, dtype=what.dtype, device=device).copy_(whole)
+            whole = whole.narrow(what.dim, what.start, out.shape[what.dim])
+        out.copy_(whole)
 
     def _generator(self, what: str, device: torch.device) -> torch.Generator:
         """A random source that depends on the seed and `what` alone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,44 +19,21 @@ _PART_ELEMENTS = 1 << 21  # one part fits into the CPU's cache between reading, 
 _PARTS_AHEAD = 64  # begun and not yet taken: up to 512 MiB in float32
 
 
-class _Planned:
-    """A tensor that will be asked for: where it is and, from when it is begun on, its memory."""
-
-    def __init__(self, read: Read, slab: Slab, device: torch.device) -> None:
-        self.read = read
-        self.slab = slab
-        self._device = device
-        self._result: Tensor | None = None
-
-    def place(self, part: Slab, offset: int) -> Tensor:
-        """The memory of a part, [rows, columns], which begins at element `offset`."""
-        if self._result is None:
-            self._result = torch.empty(self.slab.shape, dtype=self.read.dtype, device=self._device)
-        return self._result.view(-1)[offset : offset + part.size].view(part.shape)
-
-    def take(self) -> Tensor:
-        """The tensor, which nothing here keeps alive any longer."""
-        result, self._result = self._result, None
-        if result is None:  # it has no elements
-            return torch.empty(self.slab.shape, dtype=self.read.dtype, device=self._device)
-        return result
-
-
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """A part that a thread reads, or has read, into `out`."""
+    """A part that a thread reads, or has read."""
 
-    out: Tensor
-    buffer: Tensor | None  # whose memory `out` is; None: that of the tensor itself
+    out: Tensor  # [rows, columns], in `buffer`
+    buffer: Tensor
     done: Future[None]
 
 
 class ReadAhead(CheckpointView):
     """A checkpoint that is read in a known order, once, by several threads ahead of time.
 
-    On a CPU the threads write straight into the tensors; for a GPU they fill pinned buffers, which
-    are copied when the tensor is asked for. Parts of `_PART_ELEMENTS` are begun in order and at
-    most `_PARTS_AHEAD` at a time, so memory beside the tensors is bounded whatever their size.
+    They read parts into a ring of buffers, which are used over and over; whoever asks for a tensor
+    copies its parts to where they belong. So a tensor for a GPU never lies in host memory whole,
+    and what is read on a CPU is written to no fresh memory but its place.
 
     Use it as a context: leaving it ends the threads, even if not everything was read.
     """
@@ -67,38 +44,38 @@ class ReadAhead(CheckpointView):
         reads: Sequence[Read],
         device: torch.device,
         num_threads: int,
+        on_read: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Begins to read.
+        """Begins to read, for tensors on `device`. `on_read` is told the bytes of each part that
+        has come to its place.
 
         Raises:
             CheckpointError: any of the tensors is absent, or of another kind or shape.
         """
         super().__init__(checkpoint)
         self._fill = checkpoint.fill
-        self._planned = deque(_Planned(read, checkpoint.locate(read), device) for read in reads)
+        self._on_read = on_read
+        self._planned = deque((read, checkpoint.locate(read)) for read in reads)
         self._unbegun = _all_parts(list(self._planned))
         self._begun: deque[_Begun] = deque()
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read-ahead")
-        buffer_bytes = max((_part_bytes(planned) for planned in self._planned), default=0)
+        self._buffer_bytes = max((_part_bytes(*planned) for planned in self._planned), default=0)
+        self._pinned = device.type == "cuda"  # a GPU copies from such memory at full speed
         for _ in range(_PARTS_AHEAD):
-            self._begin_next(None if device.type == "cpu" else _pinned(buffer_bytes))
+            self._begin_next(None)
 
-    def read_slice(
-        self,
-        what: Read,
-        device: torch.device,  # noqa: ARG002 - known from the start
-    ) -> Tensor:
-        """See `Checkpoint.read`; the next one in the order."""
-        planned = self._planned.popleft()
-        if planned.read != what:
-            raise RuntimeError(f"the model reads {what}, but {planned.read} was to be next")
-        for part, offset in split_slab(planned.slab, _PART_ELEMENTS):
+    def read_into(self, what: Read, out: Tensor) -> None:
+        """See `Checkpoint.read_into`; the next one in the order."""
+        planned, slab = self._planned.popleft()
+        if planned != what:
+            raise RuntimeError(f"the model reads {what}, but {planned} was to be next")
+        flat = out.view(-1)
+        for part, offset in split_slab(slab, _PART_ELEMENTS):
             begun = self._begun.popleft()
             begun.done.result()
-            if begun.buffer is not None:
-                planned.place(part, offset).copy_(begun.out)
+            flat[offset : offset + part.size].copy_(begun.out.view(-1))
+            self._on_read(begun.out.nbytes)
             self._begin_next(begun.buffer)
-        return planned.take()
 
     def __enter__(self) -> ReadAhead:
         return self
@@ -112,30 +89,24 @@ class ReadAhead(CheckpointView):
         self._pool.shutdown(cancel_futures=True)
 
     def _begin_next(self, buffer: Tensor | None) -> None:
-        """Have the next part read, if there is one."""
+        """Have the next part read, if there is one, into this buffer or a new one."""
         following = next(self._unbegun, None)
         if following is None:
             return
-        planned, part, offset = following
+        read, part = following
         if buffer is None:
-            out = planned.place(part, offset)
-        else:
-            out = buffer.view(planned.read.dtype)[: part.size].view(part.shape)
-        done = self._pool.submit(self._fill, out, planned.read.name, part)
+            buffer = torch.empty(self._buffer_bytes, dtype=torch.uint8, pin_memory=self._pinned)
+        out = buffer[: part.size * read.dtype.itemsize].view(read.dtype).view(part.shape)
+        done = self._pool.submit(self._fill, out, read.name, part)
         self._begun.append(_Begun(out, buffer, done))
 
 
-def _all_parts(tensors: Sequence[_Planned]) -> Iterator[tuple[_Planned, Slab, int]]:
-    for planned in tensors:
-        for part, offset in split_slab(planned.slab, _PART_ELEMENTS):
-            yield planned, part, offset
+def _all_parts(planned: Sequence[tuple[Read, Slab]]) -> Iterator[tuple[Read, Slab]]:
+    for read, slab in planned:
+        for part, _ in split_slab(slab, _PART_ELEMENTS):
+            yield read, part
 
 
-def _part_bytes(planned: _Planned) -> int:
+def _part_bytes(read: Read, slab: Slab) -> int:
     """At most, of one part."""
-    return min(_PART_ELEMENTS, planned.slab.size) * planned.read.dtype.itemsize
-
-
-def _pinned(num_bytes: int) -> Tensor:
-    """Memory that a GPU copies from at full speed, for any dtype."""
-    return torch.empty(-(-num_bytes // 4) * 4, dtype=torch.uint8, pin_memory=True)
+    return min(_PART_ELEMENTS, slab.size) * read.dtype.itemsize

@@ -39,12 +39,13 @@ class StoredCheckpoint(Checkpoint):
         self._copy_part(out, name, slab)
         check_finite(out, name, self.path)
 
-    def read_slice(self, what: Read, device: torch.device) -> Tensor:
-        """See `Checkpoint.read`."""
+    def read_into(self, what: Read, out: Tensor) -> None:
+        """See `Checkpoint.read_into`."""
         slab = self.locate(what)
-        result = torch.empty(slab.shape, dtype=what.dtype)
-        self.fill(result.view(slab.num_rows, slab.num_columns), what.name, slab)
-        return result.to(device)
+        host = out if out.is_cpu else torch.empty(slab.shape, dtype=what.dtype)
+        self.fill(host.view(slab.num_rows, slab.num_columns), what.name, slab)
+        if host is not out:
+            out.copy_(host)
 
     @abstractmethod
     def _stored_shape(self, name: str) -> tuple[int, ...]:

@@ -35,7 +35,6 @@ def load_runner(
     """
     torch.set_num_threads(1)  # unpacking is many small copies, which more threads slow down
     device = torch.device("cpu" if plan.device == "cpu" else f"cuda:{group.rank}")
-    own_bytes = plan.weight_bytes // (group.size if plan.device == "cpu" else 1)
     model = load_model(
         checkpoint,
         dtype=plan.dtype,
@@ -43,7 +42,7 @@ def load_runner(
         group=group,
         quantization=plan.quantization,
         expert_parallel=config.expert_parallel,
-        on_read=lambda done: progress("loading weights", min(1.0, done / own_bytes)),
+        on_read=lambda share: progress("loading weights", share),
     )
     if plan.device == "cuda":
         torch.cuda.empty_cache()  # leftovers of quantising, of sizes that nothing asks for again

@@ -43,26 +43,37 @@ class Rows:
     def bias(self) -> str:
         return self.name.removesuffix("weight") + "bias"
 
-    def read(
-        self, weights: Weights, columns: int, dtype: torch.dtype, start: int, length: int
-    ) -> Tensor:
-        """`length` of these rows, from the one at `start` on: [length, columns]."""
-        shape, begin = (self.stored or self.size, columns), self.start + start
-        return weights.read(self.name, shape, dtype=dtype, dim=0, start=begin, length=length)
+    def fill(
+        self,
+        weights: Weights,
+        place: Tensor | Fp8Tensor,
+        columns: int,
+        cut: tuple[int, int],
+        *,
+        stored_transposed: bool = False,
+    ) -> None:
+        """Read some of these rows, from cut[0] on cut[1] of them, into a part of a `room`."""
+        weights.fill(
+            place,
+            self.name,
+            (self.stored or self.size, columns),
+            dim=0,
+            start=self.start + cut[0],
+            length=cut[1],
+            stored_transposed=stored_transposed,
+        )
 
 
 def column_parallel(
     weights: Weights, in_features: int, outputs: Sequence[Rows], *, bias: bool = False
 ) -> Linear:
     """Several outputs of one input as one matrix; each rank has its even part of every output."""
-    dtype = weights.matrix_dtype
     cuts = [weights.group.slice_of(rows.size, rows.name) for rows in outputs]
-    weight = weights.room((sum(size for _, size in cuts), in_features), dtype)
+    weight = weights.room((sum(size for _, size in cuts), in_features), weights.matrix_dtype)
     begin = 0
-    for rows, (start, size) in zip(outputs, cuts, strict=True):
-        place = weight[begin : begin + size]
-        weights.put(rows.read(weights, in_features, dtype, start, size), place)
-        begin += size
+    for rows, cut in zip(outputs, cuts, strict=True):
+        rows.fill(weights, weight[begin : begin + cut[1]], in_features, cut)
+        begin += cut[1]
     return Linear(weights.pack(weight), _merged_bias(weights, outputs) if bias else None)
 
 
@@ -72,9 +83,8 @@ def _merged_bias(weights: Weights, outputs: Sequence[Rows]) -> Tensor:
     merged = torch.empty(sum(size for _, size in cuts), dtype=dtype, device=weights.device)
     begin = 0
     for rows, (start, size) in zip(outputs, cuts, strict=True):
-        shape = (rows.size,)
-        part = weights.read(rows.bias, shape, dtype=dtype, dim=0, start=start, length=size)
-        weights.put(part, merged[begin : begin + size])
+        place = merged[begin : begin + size]
+        weights.fill(place, rows.bias, (rows.size,), dim=0, start=start, length=size)
         begin += size
     return merged
 
@@ -94,15 +104,7 @@ class RowParallelLinear:
     ) -> None:
         start, size = weights.group.slice_of(in_features, name)
         weight = weights.room((out_features, size), weights.matrix_dtype)
-        part = weights.read(
-            name,
-            (out_features, in_features),
-            dtype=weights.matrix_dtype,
-            dim=1,
-            start=start,
-            length=size,
-        )
-        weights.put(part, weight)
+        weights.fill(weight, name, (out_features, in_features), dim=1, start=start, length=size)
         bias_name = name.removesuffix("weight") + "bias"
         whole_bias = weights.vector(bias_name, out_features) if bias else None
         self._linear = Linear(weights.pack(weight), whole_bias if weights.group.rank == 0 else None)

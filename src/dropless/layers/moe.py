@@ -71,18 +71,14 @@ def _read_experts(
     one matrix of one expert at a time. `cut` is this rank's start and length of the width."""
     start, own = cut
     dtype = weights.dtype
-
-    def read_down(down: Rows | str) -> Tensor:
-        if isinstance(down, Rows):
-            return down.read(weights, hidden, dtype, start, own).T
-        shape = (hidden, width)
-        return weights.read(down, shape, dtype=dtype, dim=1, start=start, length=own)
-
     lies_transposed = isinstance(experts[0].down, Rows)
     gate_up = weights.room((len(experts), 2 * own, hidden), dtype)
     down = weights.room((len(experts), hidden, own), dtype, lies_transposed=lies_transposed)
     for i, expert in enumerate(experts):
-        weights.put(expert.gate.read(weights, hidden, dtype, start, own), gate_up[i][:own])
-        weights.put(expert.up.read(weights, hidden, dtype, start, own), gate_up[i][own:])
-        weights.put(read_down(expert.down), down[i])
+        expert.gate.fill(weights, gate_up[i][:own], hidden, cut)
+        expert.up.fill(weights, gate_up[i][own:], hidden, cut)
+        if isinstance(expert.down, Rows):
+            expert.down.fill(weights, down[i], hidden, cut, stored_transposed=True)
+        else:
+            weights.fill(down[i], expert.down, (hidden, width), dim=1, start=start, length=own)
     return gate_up, down

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dropless.checkpoints.checkpoint import Checkpoint
+from dropless.checkpoints.checkpoint import Checkpoint, Read
 from dropless.ops.fp8 import Fp8Tensor, quantize_into
 from dropless.ops.half_linear import PackedHalf, pack_half
 from dropless.parallel.group import SOLO, Group
@@ -37,10 +37,10 @@ class Weights:
         group: Group = SOLO,
         quantization: WeightFormat = "none",
         expert_parallel: bool = False,
-        on_read: Callable[[int], None] | None = None,
+        on_read: Callable[[int], None] = lambda _: None,
     ) -> None:
         """`expert_parallel`: each rank has some experts whole and not a part of each. `on_read` is
-        told after each tensor how many bytes are held so far."""
+        told the bytes of each tensor or slice that has been read."""
         self.dtype = dtype
         self.matrix_dtype = torch.float16 if quantization == "fp16" else dtype
         self.device = device
@@ -58,38 +58,21 @@ class Weights:
 
     def vector(self, name: str, size: int) -> Tensor:
         """A norm's weight or a bias, whole: [size]."""
-        return self._hold(self.read(name, (size,), dtype=self.dtype))
+        return self._hold(name, (size,), self.dtype)
 
     def matrix(self, name: str, shape: tuple[int, int], dtype: torch.dtype | None = None) -> Tensor:
         """A matrix, whole; `dtype` is `matrix_dtype` unless given."""
-        return self._hold(self.read(name, shape, dtype=dtype or self.matrix_dtype))
+        return self._hold(name, shape, dtype or self.matrix_dtype)
 
     def matrix_rows(self, name: str, shape: tuple[int, int]) -> Tensor:
         """This rank's even part of a matrix' rows; `shape` is that of the whole."""
         start, length = self.group.slice_of(shape[0], name)
-        part = self.read(name, shape, dtype=self.matrix_dtype, dim=0, start=start, length=length)
-        return self._hold(part)
-
-    def read(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        *,
-        dtype: torch.dtype,
-        dim: int | None = None,
-        start: int = 0,
-        length: int | None = None,
-    ) -> Tensor:
-        """A tensor or a slice of it that is not held, but `put` somewhere (`Checkpoint.read`)."""
-        self._names.add(name)
-        return self._checkpoint.read(
-            name, shape, dim=dim, start=start, length=length, dtype=dtype, device=self.device
-        )
+        return self._hold(name, shape, self.matrix_dtype, 0, start, length)
 
     def room(
         self, shape: tuple[int, ...], dtype: torch.dtype, *, lies_transposed: bool = False
     ) -> Tensor | Fp8Tensor:
-        """Matrices [..., out, in] of a layer, of `dtype` or of 8 bits, to be filled by `put`.
+        """Matrices [..., out, in] of a layer, of `dtype` or of 8 bits, to be filled by `fill`.
         `lies_transposed` is for those that are stored [in, out]: unless they get 8 bits, memory
         has them so, too."""
         if self.quantization == "fp8":
@@ -99,15 +82,38 @@ class Weights:
             return torch.empty(stored, dtype=dtype, device=self.device).mT
         return torch.empty(shape, dtype=dtype, device=self.device)
 
-    def put(self, part: Tensor, place: Tensor | Fp8Tensor) -> None:
-        """Fill a part of a `room` with what was read, of any strides."""
-        self._add(place.nbytes)
-        if part.is_meta:
-            return
+    def fill(
+        self,
+        place: Tensor | Fp8Tensor,
+        name: str,
+        shape: tuple[int, ...],
+        *,
+        dim: int | None = None,
+        start: int = 0,
+        length: int | None = None,
+        stored_transposed: bool = False,
+    ) -> None:
+        """Read a tensor or a slice of it (`Checkpoint.read`) into a part of a `room`, straight
+        unless it gets 8 bits. `stored_transposed` says that it is that part's transpose."""
+        self._names.add(name)
         if isinstance(place, Fp8Tensor):
-            quantize_into(place, part)
+            part = self._checkpoint.read(
+                name,
+                shape,
+                dim=dim,
+                start=start,
+                length=length,
+                dtype=self.dtype,
+                device=self.device,
+            )
+            if not part.is_meta:
+                quantize_into(place, part.mT if stored_transposed else part)
+            self._on_read(part.nbytes)
         else:
-            place.copy_(part)
+            what = Read(name, shape, dim, start, length, place.dtype)
+            self._checkpoint.read_into(what, place.mT if stored_transposed else place)
+            self._on_read(place.nbytes)
+        self.num_bytes += place.nbytes
 
     def pack(
         self, matrix: Tensor | Fp8Tensor, *, keeps_matrix: bool = False
@@ -117,18 +123,26 @@ class Weights:
         if isinstance(matrix, Fp8Tensor) or self.matrix_dtype == self.dtype:
             return matrix
         packed = pack_half(matrix)
-        self._add(packed.nbytes - (0 if keeps_matrix else matrix.nbytes))
+        self.num_bytes += packed.nbytes - (0 if keeps_matrix else matrix.nbytes)
         return packed
 
     def unread(self) -> list[str]:
         """Names of the checkpoint's tensors that nothing has asked for."""
         return [name for name in self._checkpoint.names() if name not in self._names]
 
-    def _hold(self, tensor: Tensor) -> Tensor:
-        self._add(tensor.nbytes)
+    def _hold(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        dim: int | None = None,
+        start: int = 0,
+        length: int | None = None,
+    ) -> Tensor:
+        self._names.add(name)
+        tensor = self._checkpoint.read(
+            name, shape, dim=dim, start=start, length=length, dtype=dtype, device=self.device
+        )
+        self._on_read(tensor.nbytes)
+        self.num_bytes += tensor.nbytes
         return tensor
-
-    def _add(self, num_bytes: int) -> None:
-        self.num_bytes += num_bytes
-        if self._on_read is not None:
-            self._on_read(self.num_bytes)

@@ -50,10 +50,10 @@ def load_model(
     group: Group = SOLO,
     quantization: WeightFormat = "none",
     expert_parallel: bool = False,
-    on_read: Callable[[int], None] | None = None,
+    on_read: Callable[[float], None] = lambda _: None,
 ) -> CausalLM:
     """This rank's part of the model: of each expert a part, or with `expert_parallel` whole
-    experts. `on_read` is told after each tensor how many bytes are held.
+    experts. `on_read` is told again and again which share of the bytes has been read, up to 1.
 
     The model is built twice: first without memory, which tells what will be read and in which
     order, and what is wrong with it; then from what threads read ahead in this order.
@@ -71,14 +71,21 @@ def load_model(
         quantization=quantization,
         expert_parallel=expert_parallel,
     )
-    if not isinstance(checkpoint, StoredCheckpoint):
-        return _build(checkpoint, weights_of(checkpoint, device=device, on_read=on_read))
     dry_run = DryRun(checkpoint)
     weights = weights_of(dry_run, device=torch.device("meta"))
     model = _build(dry_run, weights)
     _refuse_unread(checkpoint, weights, model.config.family)
-    with ReadAhead(checkpoint, dry_run.reads, device, _num_readers(group)) as ahead:
-        return _build(ahead, weights_of(ahead, device=device, on_read=on_read))
+    done_bytes = 0
+
+    def count(num_bytes: int) -> None:
+        nonlocal done_bytes
+        done_bytes += num_bytes
+        on_read(done_bytes / dry_run.num_bytes)
+
+    if not isinstance(checkpoint, StoredCheckpoint):
+        return _build(checkpoint, weights_of(checkpoint, device=device, on_read=count))
+    with ReadAhead(checkpoint, dry_run.reads, device, _num_readers(group), count) as ahead:
+        return _build(ahead, weights_of(ahead, device=device))
 
 
 def weight_bytes(
