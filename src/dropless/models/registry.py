@@ -84,7 +84,7 @@ def load_model(
 
     if not isinstance(checkpoint, StoredCheckpoint):
         return _build(checkpoint, weights_of(checkpoint, device=device, on_read=count))
-    with ReadAhead(checkpoint, dry_run.reads, device, _num_readers(group), count) as ahead:
+    with ReadAhead(checkpoint, dry_run.reads, device, num_readers(group), count) as ahead:
         return _build(ahead, weights_of(ahead, device=device))
 
 
@@ -129,7 +129,7 @@ def _refuse_unread(checkpoint: Checkpoint, weights: Weights, family: str) -> Non
         )
 
 
-def _num_readers(group: Group) -> int:
+def num_readers(group: Group) -> int:
     """Threads of this rank beside the one that builds: a few keep a disk busy, and every core has
     work where numbers must be unpacked."""
     cores = len(os.sched_getaffinity(0)) // group.size
