@@ -226,7 +226,9 @@ def test_a_version_is_its_reference(case: Case, device: str, dtype: torch.dtype)
         return [x.cpu() for x in case.run(version, maker)]
 
     expected = run(case.op.reference, torch.float32, "cpu")
-    versions = [case.op]
+    versions: list[Callable[..., Any]] = [case.op]
+    if device in case.op.invariant_versions:
+        versions.append(case.op.invariant)
     if (device, dtype) != ("cpu", torch.float32):
         versions.append(case.op.reference)
     for version in versions:

@@ -43,6 +43,12 @@ OPTIONS: dict[str, Any] = {
         "Split a mixture's experts over the GPUs whole, not each expert's width.",
         "--expert-parallel",
     ),
+    "deterministic": _option(
+        bool,
+        None,
+        "The same answer to the same request, to the bit, whatever else runs; slower.",
+        "--deterministic",
+    ),
     "max_model_len": _option(
         int | None, "N", "Longest prompt plus answer, tokens; default: the model's own."
     ),

@@ -31,6 +31,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tensor_parallel_size: int = 1
     expert_parallel: bool = False  # ranks share experts whole, and not the width of each
+    deterministic: bool = False  # a token's bits do not depend on what is computed beside it
     max_model_len: int | None = None  # None: the model's own, cut to what the cache can hold
     max_running_requests: int = 256
     max_waiting_requests: int = 4096

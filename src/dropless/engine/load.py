@@ -42,6 +42,7 @@ def load_runner(
         group=group,
         quantization=plan.quantization,
         expert_parallel=config.expert_parallel,
+        batch_invariant=config.deterministic,
         on_read=lambda share: progress("loading weights", share),
     )
     if plan.device == "cuda":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from dropless.engine.masses import log_total
 from dropless.engine.messages import TokenLogprob
 from dropless.engine.transfer import Fetched
 
@@ -21,11 +22,11 @@ class TokenLogprobs:
             token_ids: [n] int64.
             num_top: n counts of alternatives, 0 or more.
         """
-        log_total = logits.logsumexp(dim=-1, keepdim=True)
-        own = (logits.gather(1, token_ids.unsqueeze(1)) - log_total).squeeze(1)
+        total = log_total(logits)
+        own = (logits.gather(1, token_ids.unsqueeze(1)) - total).squeeze(1)
         top = logits.topk(max(num_top), dim=-1)
         self._num_top = num_top
-        self._fetched = Fetched(token_ids, own, top.indices, top.values - log_total)
+        self._fetched = Fetched(token_ids, own, top.indices, top.values - total)
 
     def wait(self) -> list[TokenLogprob]:
         """One entry a row."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dropless.engine.logit_edits import add_biases, apply_penalties, keep_allowed
 from dropless.engine.logprobs import TokenLogprobs
+from dropless.engine.masses import masses
 from dropless.engine.messages import TokenLogprob
 from dropless.engine.sampling_row import SamplingRow
 from dropless.engine.transfer import Fetched, to_device
@@ -203,12 +204,11 @@ def _draw(logits: Tensor, best: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         np.array([p.top_p for p in params], dtype=np.float64),
         np.array([p.min_p for p in params], dtype=np.float64),
     )
-    dropped = None if cut is None else scores < cut.unsqueeze(1)
-    weights = scores.exp_()
-    if dropped is not None:
-        weights.masked_fill_(dropped, 0.0)
-    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
-    targets = point * cumulative[:, -1]
+    if cut is not None:
+        scores.masked_fill_(scores < cut.unsqueeze(1), -torch.inf)
+    cumulative = masses(scores).cumsum_(dim=-1)
+    total = cumulative[:, -1]
+    targets = torch.minimum((point * total).to(torch.int64), total - 1)
     found = torch.searchsorted(cumulative, targets.unsqueeze(1), right=True).squeeze(1)
     return found.clamp_(max=logits.shape[1] - 1)  # beyond the end only where logits are NaN
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dropless.engine.masses import masses
 from dropless.engine.transfer import to_device
 
 _PREFILTER = 256  # most nuclei are smaller, and a full sort of a vocabulary is slow
@@ -76,9 +77,9 @@ def _cut_sorted(best: Tensor, scores: Tensor, k: Tensor, p: Tensor) -> tuple[Ten
     last = best[:, -1]
     kth = best.gather(1, (k.clamp(1, width) - 1).unsqueeze(1)).squeeze(1)
     kth = kth.masked_fill(k == 0, -torch.inf)
-    kept = scores.exp().masked_fill_(scores < kth.unsqueeze(1), 0.0)  # with all ties of the k-th
-    total = kept.sum(dim=-1, dtype=torch.float64)
-    weights = best.double().exp().masked_fill_(best < kth.unsqueeze(1), 0.0)
+    kept = scores.masked_fill(scores < kth.unsqueeze(1), -torch.inf)  # with all ties of the k-th
+    total = masses(kept).sum(dim=-1)
+    weights = masses(best.masked_fill(best < kth.unsqueeze(1), -torch.inf))
     before = weights.cumsum(dim=-1) - weights
     in_nucleus = (before < (p * total).unsqueeze(1)).sum(dim=-1)
     nucleus_end = best.gather(1, (in_nucleus.clamp(1, width) - 1).unsqueeze(1)).squeeze(1)

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from dropless.layers.batch import ForwardBatch
 from dropless.layers.linear import Linear, RowParallelLinear
+from dropless.layers.weights import Weights
 from dropless.ops.attention import paged_attention
 from dropless.ops.rope import rope_and_cache
-from dropless.parallel.group import Group
 
 
 class Attention:
@@ -21,16 +21,19 @@ class Attention:
         num_heads: int,
         num_kv_heads: int,
         head_dim: int,
-        group: Group,
+        weights: Weights,
         clip: float | None = None,
     ) -> None:
         """`qkv` gives this rank's query heads, key heads and value heads, in that order; `clip`
-        bounds all three before rotation. `num_heads` and `num_kv_heads` are of all ranks."""
+        bounds all three before rotation. `num_heads` and `num_kv_heads` are of all ranks, among
+        whom those of `weights` have a part."""
         self._qkv = qkv
         self._out = out
         self._layer = layer
-        self._num_heads = group.slice_of(num_heads, "attention heads")[1]
-        self._num_kv_heads = group.slice_of(num_kv_heads, "key and value heads")[1]
+        self._num_heads = weights.group.slice_of(num_heads, "attention heads")[1]
+        self._num_kv_heads = weights.group.slice_of(num_kv_heads, "key and value heads")[1]
+        self._rope_and_cache = rope_and_cache.form(batch_invariant=weights.batch_invariant)
+        self._paged_attention = paged_attention.form(batch_invariant=weights.batch_invariant)
         self._scale = head_dim**-0.5
         self._clip = clip
 
@@ -38,7 +41,7 @@ class Attention:
         """[num_tokens, hidden] to the same; writes the tokens' keys and values to the cache.
         `rotary` are the tokens' rows of the rotary table."""
         k_cache, v_cache = batch.kv_caches[self._layer]
-        q = rope_and_cache(
+        q = self._rope_and_cache(
             self._qkv(x),
             rotary,
             k_cache,
@@ -48,5 +51,5 @@ class Attention:
             num_kv_heads=self._num_kv_heads,
             clip=self._clip,
         )
-        mixed = paged_attention(q, k_cache, v_cache, batch.paged, self._scale)
+        mixed = self._paged_attention(q, k_cache, v_cache, batch.paged, self._scale)
         return self._out(mixed.flatten(1))

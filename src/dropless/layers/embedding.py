@@ -44,7 +44,10 @@ class OutputHead:
             matrix = weights.matrix_rows(name, (vocab_size, hidden_size))
         else:
             matrix = weights.matrix(name, (vocab_size, hidden_size))
-        self._linear = Linear(weights.pack(matrix, keeps_matrix=tied_to is not None))
+        self._linear = Linear(
+            weights.pack(matrix, keeps_matrix=tied_to is not None),
+            batch_invariant=weights.batch_invariant,
+        )
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[n, hidden] to [n, vocab] float32, the same on every rank."""

@@ -17,17 +17,25 @@ from dropless.ops.linear import linear
 class Linear:
     """x @ weight.T + bias on this rank's part."""
 
-    def __init__(self, weight: Tensor | Fp8Tensor | PackedHalf, bias: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        weight: Tensor | Fp8Tensor | PackedHalf,
+        bias: Tensor | None = None,
+        *,
+        batch_invariant: bool,
+    ) -> None:
         """weight: [out, in]; bias: [out]."""
         self._weight = weight
         self._bias = bias
+        self._linear = linear.form(batch_invariant=batch_invariant)
+        self._half_linear = half_linear.form(batch_invariant=batch_invariant)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[num_tokens, in] to [num_tokens, out]."""
         if isinstance(self._weight, PackedHalf):
-            y = half_linear(x, self._weight)
+            y = self._half_linear(x, self._weight)
             return y if self._bias is None else y.add_(self._bias)
-        return linear(x, self._weight, self._bias)
+        return self._linear(x, self._weight, self._bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +82,11 @@ def column_parallel(
     for rows, cut in zip(outputs, cuts, strict=True):
         rows.fill(weights, weight[begin : begin + cut[1]], in_features, cut)
         begin += cut[1]
-    return Linear(weights.pack(weight), _merged_bias(weights, outputs) if bias else None)
+    return Linear(
+        weights.pack(weight),
+        _merged_bias(weights, outputs) if bias else None,
+        batch_invariant=weights.batch_invariant,
+    )
 
 
 def _merged_bias(weights: Weights, outputs: Sequence[Rows]) -> Tensor:
@@ -107,7 +119,11 @@ class RowParallelLinear:
         weights.fill(weight, name, (out_features, in_features), dim=1, start=start, length=size)
         bias_name = name.removesuffix("weight") + "bias"
         whole_bias = weights.vector(bias_name, out_features) if bias else None
-        self._linear = Linear(weights.pack(weight), whole_bias if weights.group.rank == 0 else None)
+        self._linear = Linear(
+            weights.pack(weight),
+            whole_bias if weights.group.rank == 0 else None,
+            batch_invariant=weights.batch_invariant,
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """[num_tokens, in / ranks] to this rank's part of the sum [num_tokens, out]."""

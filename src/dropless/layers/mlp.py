@@ -26,8 +26,9 @@ class GatedMLP:
         """`gate`, `up` [width, hidden] and `down` [hidden, width] are the weights' names."""
         outputs = [Rows(gate, width), Rows(up, width)]
         self._gate_up = column_parallel(weights, hidden_size, outputs, bias=bias)
+        self._silu_mul = silu_mul.form(batch_invariant=weights.batch_invariant)
         self._down = RowParallelLinear(weights, down, width, hidden_size, bias=bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[num_tokens, hidden] to this rank's part of the sum, which the next norm makes."""
-        return self._down(silu_mul(self._gate_up(x)))
+        return self._down(self._silu_mul(self._gate_up(x)))

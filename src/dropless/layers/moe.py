@@ -53,15 +53,17 @@ class MoE:
         else:
             cut = weights.group.slice_of(width, f"{router}: the experts' width")
         self._gate_up, self._down = _read_experts(weights, experts, hidden_size, width, cut)
+        self._route = route.form(batch_invariant=weights.batch_invariant)
+        self._fused_experts = fused_experts.form(batch_invariant=weights.batch_invariant)
         self._top_k = top_k
         self._norm_p = norm_p
 
     def __call__(self, x: Tensor) -> Tensor:
         """[num_tokens, hidden] to this rank's part of the sum, which the next norm makes."""
-        topk_weights, topk_ids = route(x, self._router, self._top_k, self._norm_p)
+        topk_weights, topk_ids = self._route(x, self._router, self._top_k, self._norm_p)
         if self._first_expert:
             topk_ids = topk_ids - self._first_expert
-        return fused_experts(x, self._gate_up, self._down, topk_weights, topk_ids)
+        return self._fused_experts(x, self._gate_up, self._down, topk_weights, topk_ids)
 
 
 def _read_experts(

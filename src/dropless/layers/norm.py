@@ -16,6 +16,7 @@ class _ResidualNorm:
         self._weight = weights.vector(name, size)
         self._eps = eps
         self._group = weights.group
+        self._batch_invariant = weights.batch_invariant
 
     def __call__(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         """The norm of the residual stream with x in it, and the stream; both [num_tokens, size].
@@ -23,6 +24,9 @@ class _ResidualNorm:
         `x` is this rank's part of what every rank's part is summed to and added to `residual`.
         Without a residual x is whole and begins the stream.
         """
+        if self._batch_invariant:
+            whole = x if residual is None else self._group.all_reduce_in_order(x)
+            return self._norm.invariant(whole, residual, self._weight, self._eps)
         if residual is None:
             return self._norm(x, None, self._weight, self._eps)
         return self._group.all_reduce_norm(self._norm, x, residual, self._weight, self._eps)

@@ -37,16 +37,19 @@ class Weights:
         group: Group = SOLO,
         quantization: WeightFormat = "none",
         expert_parallel: bool = False,
+        batch_invariant: bool = False,
         on_read: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`expert_parallel`: each rank has some experts whole and not a part of each. `on_read` is
-        told the bytes of each tensor or slice that has been read."""
+        """`expert_parallel`: each rank has some experts whole and not a part of each.
+        `batch_invariant`: layers are to call ops in their batch-invariant form. `on_read` is told
+        the bytes of each tensor or slice that has been read."""
         self.dtype = dtype
         self.matrix_dtype = torch.float16 if quantization == "fp16" else dtype
         self.device = device
         self.group = group
         self.quantization = quantization
         self.expert_parallel = expert_parallel
+        self.batch_invariant = batch_invariant
         self.num_bytes = 0
         self._checkpoint = checkpoint
         self._on_read = on_read

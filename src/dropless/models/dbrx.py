@@ -108,7 +108,7 @@ def _block(config: DbrxConfig, weights: Weights, layer: int) -> Block:
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
-            group=weights.group,
+            weights=weights,
             clip=config.clip_qkv,
         ),
         LayerNorm(weights, f"{norms}.norm_2.weight", hidden, NORM_EPS),

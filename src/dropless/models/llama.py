@@ -125,5 +125,5 @@ def _attention(config: LlamaConfig, weights: Weights, layer: int) -> Attention:
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
-        group=weights.group,
+        weights=weights,
     )

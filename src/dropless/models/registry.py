@@ -50,10 +50,12 @@ def load_model(
     group: Group = SOLO,
     quantization: WeightFormat = "none",
     expert_parallel: bool = False,
+    batch_invariant: bool = False,
     on_read: Callable[[float], None] = lambda _: None,
 ) -> CausalLM:
     """This rank's part of the model: of each expert a part, or with `expert_parallel` whole
-    experts. `on_read` is told again and again which share of the bytes has been read, up to 1.
+    experts. `batch_invariant`: what a token gets has the same bits whatever is computed with it.
+    `on_read` is told again and again which share of the bytes has been read, up to 1.
 
     The model is built twice: first without memory, which tells what will be read and in which
     order, and what is wrong with it; then from what threads read ahead in this order.
@@ -70,6 +72,7 @@ def load_model(
         group=group,
         quantization=quantization,
         expert_parallel=expert_parallel,
+        batch_invariant=batch_invariant,
     )
     dry_run = DryRun(checkpoint)
     weights = weights_of(dry_run, device=torch.device("meta"))

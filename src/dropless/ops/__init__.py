@@ -5,7 +5,7 @@ Importing any op registers the fast versions of all of them.
 
 from importlib.util import find_spec
 
-from dropless.ops.cpu import attention, elementwise  # noqa: F401
+from dropless.ops.cpu import attention, elementwise, invariant  # noqa: F401
 
 if find_spec("triton") is not None:  # it comes with PyTorch for GPUs
     from dropless.ops.triton import attention as _attention  # noqa: F401

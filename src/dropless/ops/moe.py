@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,7 +24,18 @@ def route(
     softmax over all experts is in float32, for in bfloat16 close experts would tie and another
     one be chosen. The weights are divided by their p-norm of order `norm_p`, if there is one.
     """
-    probabilities = F.linear(x, router_weight).softmax(-1, dtype=torch.float32)
+    return route_by(F.linear, x, router_weight, top_k, norm_p)
+
+
+def route_by(
+    product: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    router_weight: Tensor,
+    top_k: int,
+    norm_p: float | None,
+) -> tuple[Tensor, Tensor]:
+    """`route` with this product for the scores."""
+    probabilities = product(x, router_weight).softmax(-1, dtype=torch.float32)
     weights, ids = probabilities.topk(top_k, dim=-1)
     if norm_p is not None:
         weights = weights / torch.linalg.vector_norm(weights, ord=norm_p, dim=-1, keepdim=True)
@@ -52,12 +65,26 @@ def fused_experts(
         topk_weights, topk_ids: [T, top_k]; the ids of one token are distinct. An id outside
             0 .. E - 1, such as that of an expert of another rank, contributes nothing.
     """
+    return fused_experts_by(
+        linear.reference, silu_mul.reference, x, gate_up, down, topk_weights, topk_ids
+    )
+
+
+def fused_experts_by(
+    product: Callable[[Tensor, Tensor | Fp8Tensor], Tensor],
+    activation: Callable[[Tensor], Tensor],
+    x: Tensor,
+    gate_up: Tensor | Fp8Tensor,
+    down: Tensor | Fp8Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
+) -> Tensor:
+    """`fused_experts` expert by expert, with this product and this activation."""
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in torch.unique(topk_ids).tolist():
         if not 0 <= expert < gate_up.shape[0]:
             continue
         tokens, choice = torch.where(topk_ids == expert)
-        activated = silu_mul.reference(linear.reference(x[tokens], gate_up[expert]))
-        made = linear.reference(activated, down[expert])
+        made = product(activation(product(x[tokens], gate_up[expert])), down[expert])
         out.index_add_(0, tokens, made.float() * topk_weights[tokens, choice, None])
     return out.to(x.dtype)

@@ -13,15 +13,21 @@ R = TypeVar("R")
 
 
 class Op(Generic[P, R]):
-    """A callable with one reference and at most one fast version per device type.
+    """A callable with one reference and, for each device type, at most one fast version and one
+    that is batch-invariant.
 
     The first argument is a tensor; its device type picks the version, the reference where there
     is none. `op.reference` and `op.versions` let one parametrised test hold them all together.
+
+    A row of results (a token, of attention a query) of a batch-invariant version has the same bits
+    whatever other rows there are, wherever it stands among them, and however a sequence's tokens
+    are spread over steps.
     """
 
     def __init__(self, reference: Callable[P, R]) -> None:
         self.reference = reference
         self.versions: dict[str, Callable[P, R]] = {}
+        self.invariant_versions: dict[str, Callable[P, R]] = {}
         update_wrapper(self, reference)
 
     def register(self, device_type: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -31,7 +37,25 @@ class Op(Generic[P, R]):
 
         return add
 
+    def register_invariant(self, device_type: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        def add(invariant: Callable[P, R]) -> Callable[P, R]:
+            self.invariant_versions[device_type] = invariant
+            return invariant
+
+        return add
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        first = args[0]
-        assert isinstance(first, torch.Tensor)
-        return self.versions.get(first.device.type, self.reference)(*args, **kwargs)
+        return self.versions.get(_device_type(args[0]), self.reference)(*args, **kwargs)
+
+    def invariant(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """As the op itself, by the batch-invariant version."""
+        return self.invariant_versions[_device_type(args[0])](*args, **kwargs)
+
+    def form(self, *, batch_invariant: bool) -> Callable[P, R]:
+        """The op as a layer is to call it."""
+        return self.invariant if batch_invariant else self
+
+
+def _device_type(first: object) -> str:
+    assert isinstance(first, torch.Tensor)
+    return first.device.type

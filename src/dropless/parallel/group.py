@@ -35,6 +35,7 @@ _JOIN_TIMEOUT_S = 30.0  # all ranks are up when they join
 # A dead rank ends a collective at once. This is for one that lives but does not come: longer than
 # the slowest rank can be behind the fastest, reading its weights included.
 _COLLECTIVE_TIMEOUT_S = 600.0
+_GATHERED_BYTES = 16 << 20  # of each rank at a time, where sums are made in order
 
 # PyTorch watches over NCCL from threads of its own. They may end a collective that failed, but not
 # this process, nor keep it from ending while they tell ranks that are gone.
@@ -139,6 +140,29 @@ class Group:
         with self._naming_lost_peers():
             _wait(self.backend.allreduce([x], options))
         return x
+
+    def all_reduce_in_order(self, x: Tensor) -> Tensor:
+        """The sum of every rank's `x`, of floating point, each element of which is added up in
+        float32 in rank order and rounded once, however many there are and wherever it stands;
+        `all_reduce` takes another order for another shape. May or may not change `x`.
+
+        Raises:
+            PeersLostError: another rank is gone or did not come in time.
+        """
+        if self.size <= 2:  # two parts have but one order
+            return self.all_reduce(x)
+        x = x.contiguous()
+        if self.one_shot is not None and not self._is_alone and self.one_shot.takes(x):
+            return self.one_shot.all_reduce(x)
+        pieces = torch.split(x.view(-1), _GATHERED_BYTES // x.element_size())
+        return torch.cat([self._sum_in_order(piece) for piece in pieces]).view(x.shape)
+
+    def _sum_in_order(self, piece: Tensor) -> Tensor:
+        parts = self.all_gather(piece, 0).view(-1, len(piece))
+        total = torch.zeros(len(piece), dtype=torch.float32, device=piece.device)
+        for part in parts:
+            total += part
+        return total.to(piece.dtype)
 
     def all_reduce_norm(
         self, norm: Norm, x: Tensor, residual: Tensor, weight: Tensor, eps: float

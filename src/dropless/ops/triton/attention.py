@@ -183,13 +183,14 @@ class _Plan:
     tiles: Tensor  # [tiles, 2] int32: sequence (-1: none), and which tile of its queries
 
 
-def _make_plan(batch: PagedBatch, num_tokens: int) -> _Plan:
+def _make_plan(batch: PagedBatch, num_tokens: int, num_decodes: int, num_chunks: int) -> _Plan:
+    """The first `num_decodes` sequences, as far as they have one query, get no tiles."""
     num_sequences = len(batch.seq_lens)
-    num_tiles = min(triton.cdiv(num_tokens, _QUERIES) + batch.num_chunks, num_tokens)
+    num_tiles = min(triton.cdiv(num_tokens, _QUERIES) + num_chunks, num_tokens)
     decode_lens = torch.empty_like(batch.seq_lens)
     tiles = torch.empty(num_tiles, 2, dtype=torch.int32, device=batch.seq_lens.device)
     _plan_kernel[(num_tiles,)](
-        batch.query_start, batch.seq_lens, decode_lens, tiles, num_sequences, batch.num_decodes,
+        batch.query_start, batch.seq_lens, decode_lens, tiles, num_sequences, num_decodes,
         SEQUENCES=triton.next_power_of_2(num_sequences), QUERIES=_QUERIES,
         **early_launch(batch.seq_lens),
     )  # fmt: skip
@@ -201,11 +202,23 @@ def paged_attention_cuda(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: PagedBatch, scale: float
 ) -> Tensor:
     out = q.new_empty(q.shape)
-    plan = batch.once(_make_plan, len(q))
+    plan = batch.once(_make_plan, len(q), batch.num_decodes, batch.num_chunks)
     if batch.num_decodes:
         _decode(q, k_cache, v_cache, batch, plan, scale, out)
     if batch.num_chunks:
         _attend_chunks(q, k_cache, v_cache, batch, plan, scale, out)
+    return out
+
+
+@paged_attention.register_invariant("cuda")
+def paged_attention_invariant(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: PagedBatch, scale: float
+) -> Tensor:
+    """A single query as a chunk of one: every query walks the keys from the first one on in tiles
+    of one size, and a tile of which it sees nothing changes none of its bits."""
+    out = q.new_empty(q.shape)
+    plan = batch.once(_make_plan, len(q), 0, len(batch.seq_lens))
+    _attend_chunks(q, k_cache, v_cache, batch, plan, scale, out)
     return out
 
 

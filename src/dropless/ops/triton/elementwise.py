@@ -1,4 +1,5 @@
-"""Norms, rotation with the cache write, and the gated activation: one pass over memory each."""
+"""Norms, rotation with the cache write, and the gated activation: one pass over memory each. A
+program has tokens of its own and does with each what it would do with it alone."""
 
 from __future__ import annotations
 
@@ -63,6 +64,7 @@ def _norm(
 
 
 @rms_norm.register("cuda")
+@rms_norm.register_invariant("cuda")
 def rms_norm_cuda(
     x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -70,6 +72,7 @@ def rms_norm_cuda(
 
 
 @layer_norm.register("cuda")
+@layer_norm.register_invariant("cuda")
 def layer_norm_cuda(
     x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -119,6 +122,7 @@ def _rope_kernel(
 
 
 @rope_and_cache.register("cuda")
+@rope_and_cache.register_invariant("cuda")
 def rope_and_cache_cuda(
     qkv: Tensor,
     rotary: Tensor,
@@ -155,6 +159,7 @@ def _silu_mul_kernel(gate_up_ptr, out_ptr, width, BLOCK: tl.constexpr, EARLY: tl
 
 
 @silu_mul.register("cuda")
+@silu_mul.register_invariant("cuda")
 def silu_mul_cuda(gate_up: Tensor) -> Tensor:
     num_tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(num_tokens, width)

@@ -14,7 +14,7 @@ from dropless.ops.fp8 import Fp8Tensor, quantize_tokens
 from dropless.ops.linear import linear
 from dropless.ops.triton.fp8 import factors, is_aligned, parts, scale_of, to_fp8
 from dropless.ops.triton.launch import after_previous, arrives_last, counters, early_launch
-from dropless.ops.triton.tiles import Tile, tile_for
+from dropless.ops.triton.tiles import Tile, fixed_tile, tile_for
 
 _VECTOR_TOKENS = 2  # up to here without matrix units
 MAX_TILE_TOKENS = 256
@@ -111,6 +111,12 @@ def linear_cuda(x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None = Non
     return linear_by_tiles(x, weight, bias, tile)
 
 
+@linear.register_invariant("cuda")
+def linear_invariant(x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None = None) -> Tensor:
+    """Tiles of one size for any number of tokens, each with all of the inputs."""
+    return linear_by_tiles(x.contiguous(), weight, bias, fixed_tile("linear", weight))
+
+
 def linear_by_library(x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None = None) -> Tensor:
     """`linear` by cuBLAS."""
     if isinstance(weight, Tensor):
@@ -147,9 +153,10 @@ def linear_by_tiles(
     grid = (triton.cdiv(len(x), tile.rows), triton.cdiv(num_outputs, tile.columns), tile.splits)
     sums_size = math.prod(grid) * tile.rows * tile.columns if tile.splits > 1 else 0
     sums = torch.empty(sums_size, dtype=torch.float32, device=x.device)
+    num_counters = grid[0] * grid[1] if tile.splits > 1 else 0
     _tile_kernel[grid](
         values, x_scales, weights, scales, x if bias is None else bias, out, sums,
-        counters(x.device, grid[0] * grid[1]), len(x), size, num_outputs,
+        counters(x.device, num_counters), len(x), size, num_outputs,
         SPLITS=tile.splits, SCALED=isinstance(weight, Fp8Tensor), HAS_BIAS=bias is not None,
         **tile.arguments(x),
     )  # fmt: skip

@@ -15,7 +15,7 @@ from dropless.ops.triton.fp8 import factors, is_aligned, silu_mul_quantize
 from dropless.ops.triton.grouping import Grouping, find_tile, group_pairs, num_tiles, padded
 from dropless.ops.triton.launch import after_previous, early_launch
 from dropless.ops.triton.moe_pairs import experts_by_pairs
-from dropless.ops.triton.tiles import Tile, tile_for
+from dropless.ops.triton.tiles import Tile, fixed_tile, tile_for
 
 # Up to so many pairs each reads its expert's weights for itself; of 8 bits, which matrix units read
 # with fewer instructions, up to half as many.
@@ -139,6 +139,22 @@ def fused_experts_cuda(
         return _combine(out, None, topk_weights, topk_ids, num_experts)
     out = _by_cutlass(x, gate_up, down, grouping, topk_ids.shape[1])
     return _combine(out, grouping.places(), topk_weights, topk_ids, num_experts)
+
+
+@fused_experts.register_invariant("cuda")
+def fused_experts_invariant(
+    x: Tensor,
+    gate_up: Tensor | Fp8Tensor,
+    down: Tensor | Fp8Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
+) -> Tensor:
+    """Tiles of one size for any number of tokens."""
+    x, topk_ids, topk_weights = x.contiguous(), topk_ids.contiguous(), topk_weights.contiguous()
+    grouping = group_pairs(topk_ids, down.shape[0])
+    made = gate_up_by_tiles(x, gate_up, grouping, fixed_tile("gate_up", gate_up))
+    out = down_by_tiles(made, down, grouping, fixed_tile("down", down))
+    return _combine(out, None, topk_weights, topk_ids, down.shape[0])
 
 
 def _tile(op: str, weight: Tensor | Fp8Tensor, num_pairs: int) -> Tile:

@@ -126,6 +126,20 @@ def _route_tile_kernel(
 def route_cuda(
     x: Tensor, router_weight: Tensor, top_k: int, norm_p: float | None
 ) -> tuple[Tensor, Tensor]:
+    return _route(x, router_weight, top_k, norm_p, by_token=len(x) <= _VECTOR_TOKENS)
+
+
+@route.register_invariant("cuda")
+def route_invariant(
+    x: Tensor, router_weight: Tensor, top_k: int, norm_p: float | None
+) -> tuple[Tensor, Tensor]:
+    """A program for each token, however many there are."""
+    return _route(x, router_weight, top_k, norm_p, by_token=True)
+
+
+def _route(
+    x: Tensor, router_weight: Tensor, top_k: int, norm_p: float | None, *, by_token: bool
+) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     num_tokens, hidden = x.shape
     num_experts = len(router_weight)
@@ -139,7 +153,7 @@ def route_cuda(
         "HAS_NORM": norm_p is not None,
         **early_launch(x),
     }
-    if num_tokens <= _VECTOR_TOKENS:
+    if by_token:
         depth = max(128, 16384 // shared["EXPERTS"])  # 32 registers a thread for the sums
         steps = triton.cdiv(hidden, depth)
         _route_token_kernel[(num_tokens,)](

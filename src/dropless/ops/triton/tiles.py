@@ -51,6 +51,21 @@ class Tile:
         }
 
 
+# By op and dtype of the weight. Large enough for prefill; a step of few tokens, for which most rows
+# are padding, waits for the weights anyway.
+_FIXED = {
+    ("linear", "float32"): Tile(32, 64, 32, stages=2),
+    ("gate_up", "float32"): Tile(32, 64, 32, stages=2),
+    ("down", "float32"): Tile(32, 64, 32, stages=2),
+    ("linear", "bfloat16"): Tile(64, 64, 128),
+    ("gate_up", "bfloat16"): Tile(128, 64, 64, warps=8),
+    ("down", "bfloat16"): Tile(128, 128, 64, warps=8, stages=3),
+    ("linear", "float8_e4m3fn"): Tile(64, 64, 256),
+    ("gate_up", "float8_e4m3fn"): Tile(128, 64, 128, warps=8),
+    ("down", "float8_e4m3fn"): Tile(128, 128, 128, warps=8),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Product:
     """What tiles are chosen for, beside the number of tokens."""
@@ -145,6 +160,12 @@ def tile_for(op: str, weight: Tensor | Fp8Tensor, size: int) -> Tile | None:
     if _strangers is not None and is_large and product not in table_of(gpu).products:
         _strangers.setdefault(product, (op, weight))
     return _find(product, next_size(size), gpu)
+
+
+def fixed_tile(op: str, weight: Tensor | Fp8Tensor) -> Tile:
+    """The one tile of a weight whatever it is multiplied with, for results that must not depend on
+    that. No measurement has a say in it, or a token could change from one start to the next."""
+    return _FIXED[op, Product.of(op, weight).dtype]
 
 
 _strangers: dict[Product, tuple[str, Tensor | Fp8Tensor]] | None = None
