@@ -31,6 +31,19 @@ def check_sums_are_the_same_bits_on_every_rank(group: Group) -> None:
         assert torch.equal(everyones, everyones[:1].expand_as(everyones))
 
 
+def check_sums_in_order(group: Group) -> None:
+    """An element's bits do not depend on its place, nor on how many there are."""
+    for dtype in (torch.float32, torch.bfloat16):
+        generator = torch.Generator().manual_seed(group.rank)
+        x = torch.randn(700, 9, generator=generator).to(dtype)
+        total = torch.zeros(700, 9)
+        for part in group.all_gather(x, 0).split(700):
+            total += part.float()
+        for rows in (slice(0, 1), slice(3, 4), slice(5, 200), slice(0, 700)):
+            mine = x[rows].clone()
+            assert torch.equal(group.all_reduce_in_order(mine), total[rows].to(dtype))
+
+
 def check_sums_with_a_norm(group: Group) -> None:
     everyones = torch.randn(group.size, 3, 8, generator=torch.Generator().manual_seed(1))
     residual, weight = torch.full((3, 8), 0.5), torch.arange(8.0)

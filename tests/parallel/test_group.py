@@ -25,6 +25,7 @@ from .team import CPU, Check, Team
     [
         checks.check_sums,
         checks.check_sums_are_the_same_bits_on_every_rank,
+        checks.check_sums_in_order,
         checks.check_sums_with_a_norm,
         checks.check_gathering,
         checks.check_broadcast,
@@ -78,6 +79,7 @@ def test_alone_nothing_happens(tmp_path: Path) -> None:
     for group in (SOLO, Group.join(0, 1, CPU, tmp_path)):
         assert (group.rank, group.size) == (0, 1)
         assert group.all_reduce(x) is x
+        assert group.all_reduce_in_order(x) is x
         assert group.all_gather(x, 0) is x
         assert group.broadcast(x) is x
         assert group.slice_of(7, "heads") == (0, 7)
