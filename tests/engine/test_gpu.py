@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ import torch
 from dropless import LLM, SamplingParams
 from dropless.checkpoints.resolve import resolve
 from dropless.checkpoints.writer import write_tiny_dbrx
+from dropless.engine.config import EngineConfig, Quantization
 from dropless.engine.executor import Executor
 from dropless.engine.runner import Runner
 from dropless.engine.step import LaunchedStep, StepInput
+
+from .mixes import Loaded, alone, make_requests, together
 
 pytestmark = [
     pytest.mark.gpu,
@@ -130,3 +134,47 @@ def test_four_layers_of_dbrx_generate_in_bfloat16(tmp_path: Path) -> None:
     for result in sampled:
         assert result.logprobs is not None
         assert all(entry.logprob <= 0.0 for entry in result.logprobs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["none", "fp8"])
+def test_in_deterministic_mode_hundreds_of_requests_get_what_each_gets_alone(
+    quantization: Quantization, tmp_path: Path
+) -> None:
+    config = json.loads((resolve("dbrx", allow_shapes=True) / "config.json").read_text())
+    config["n_layers"] = 2
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    num_blocks = 2000
+    bytes_per_block = 2 * 2 * 8 * 128 * 16 * 2  # layers, K and V, heads, head_dim, tokens, bfloat16
+    loaded = Loaded.load(
+        EngineConfig(
+            model_path=tmp_path,
+            weights="random",
+            device="cuda",
+            quantization=quantization,
+            deterministic=True,
+            max_model_len=4096,
+            max_running_requests=128,
+            kv_cache_bytes=num_blocks * bytes_per_block,
+        )
+    )
+    choice = random.Random(1)
+    requests = make_requests(choice, 300, vocab_size=100_000, longest=900, tokens=64)
+    expected = {request.request_id: alone(loaded, request, num_blocks) for request in requests}
+    preemptions = hits = 0
+    for blocks, budget, rows, prefix_caching in [
+        (2000, 8192, 128, True),
+        (2000, 100, 40, False),
+        (70, 1000, 128, True),
+        (2000, 700, 7, True),
+    ]:
+        engine = loaded.engine(
+            num_blocks=blocks, budget=budget, rows=rows, prefix_caching=prefix_caching
+        )
+        mix = choice.sample(requests, len(requests))
+        answers, stats = together(engine, mix, choice)
+        assert answers == expected
+        preemptions += stats.preemptions
+        hits += stats.prefix_hit_tokens
+    assert preemptions > 0
+    assert hits > 0
