@@ -40,7 +40,7 @@ class Loaded:
         checkpoint = open_checkpoint(config.model_path, config.weights)
         plan = plan_memory(config, checkpoint)
         constraints = Constraints(None, parse_config(checkpoint.config).vocab_size, ())
-        runner = load_runner(config, plan, SOLO, constraints, lambda *_: None)
+        runner = load_runner(config, checkpoint, plan, SOLO, constraints, lambda *_: None)
         return cls(config, Executor(runner), constraints, plan.max_model_len)
 
     def engine(self, *, num_blocks: int, budget: int, rows: int, prefix_caching: bool) -> Engine:

