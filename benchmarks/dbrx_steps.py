@@ -31,20 +31,15 @@ from torch._C._autograd import DeviceType
 
 from dropless.bench.gpus import Precision
 from dropless.bench.roofline import Layout, Shape, Tokens, step_work
-from dropless.checkpoints.open import open_checkpoint
+from dropless.bench.slice_engine import slice_engine
 from dropless.checkpoints.resolve import resolve
 from dropless.engine.build import build_engine
 from dropless.engine.config import EngineConfig
-from dropless.engine.constraints import Constraints
 from dropless.engine.engine import Engine
-from dropless.engine.executor import Executor
-from dropless.engine.load import load_runner
-from dropless.engine.memory import MemoryPlan
 from dropless.engine.messages import EngineRequest
 from dropless.engine.sampling_params import SamplingParams
 from dropless.layers.weights import WeightFormat
-from dropless.models.registry import parse_config, weight_bytes
-from dropless.parallel.group import Group
+from dropless.models.registry import parse_config
 
 RESULTS = Path(__file__).parent / "results"
 INPUT, OUTPUT = 512, 128
@@ -92,51 +87,6 @@ def whole_engine(
         yield engine, ready.load_seconds
     finally:
         engine.close()
-
-
-@contextmanager
-def slice_engine(
-    folder: str, ranks: int, quantization: WeightFormat, rows: int
-) -> Iterator[tuple[Engine, float]]:
-    """The engine of rank 0 of `ranks` that exchange nothing."""
-    started = time.monotonic()
-    config = EngineConfig(
-        model_path=Path(folder), weights="random", device="cuda", max_running_requests=rows
-    )
-    checkpoint = open_checkpoint(config.model_path, config.weights, config.seed)
-    model = parse_config(checkpoint.config)
-    group = Group(0, ranks)
-    num_blocks = (rows + 1) * (INPUT + 2 * OUTPUT) // config.block_size
-    heads = model.num_kv_heads // ranks
-    plan = MemoryPlan(
-        device="cuda",
-        dtype=torch.bfloat16,
-        quantization=quantization,
-        threads=1,
-        max_model_len=MAX_LEN,
-        step_token_budget=8192,
-        num_blocks=num_blocks,
-        weight_bytes=weight_bytes(
-            checkpoint, dtype=torch.bfloat16, num_ranks=ranks, quantization=quantization
-        ),
-        kv_cache_bytes=4 * num_blocks * config.block_size * heads * model.head_dim,
-        workspace_bytes=0,
-        limit_bytes=torch.cuda.mem_get_info()[0],
-    )
-    constraints = Constraints(None, model.vocab_size // ranks, ())
-    runner = load_runner(config, checkpoint, plan, group, constraints, lambda *_: None)
-    engine = Engine(
-        Executor(runner),
-        constraints,
-        num_blocks=num_blocks,
-        block_size=config.block_size,
-        max_model_len=MAX_LEN,
-        max_running_requests=rows,
-        max_waiting_requests=rows,
-        step_token_budget=plan.step_token_budget,
-        prefix_caching=False,
-    )
-    yield engine, time.monotonic() - started
 
 
 def add_requests(engine: Engine, batch: int, tokens: int) -> None:
@@ -236,7 +186,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
         made = (
-            slice_engine(folder, ranks, arguments.quantization, max(batches))
+            slice_engine(
+                Path(folder),
+                ranks,
+                quantization=arguments.quantization,
+                max_model_len=MAX_LEN,
+                max_running_requests=max(batches),
+                cache_tokens=(max(batches) + 1) * (INPUT + 2 * OUTPUT),
+            )
             if arguments.slice_of > 1
             else whole_engine(folder, ranks, arguments.quantization)
         )

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from dropless import __version__
-from dropless.cli import bench, chat, generate, models, plan, pull, serve
+from dropless.cli import bench, chat, generate, models, plan, pull, serve, study
 from dropless.errors import DroplessError
 
 
@@ -46,6 +46,7 @@ for command in (
     pull.pull,
     plan.plan,
     bench.bench,
+    study.study,
 ):
     app.command()(command)
 
