@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -18,13 +18,9 @@ from dropless.engine.executor import Executor
 from dropless.engine.load import load_runner
 from dropless.engine.machine_memory import available_memory
 from dropless.engine.memory import MemoryPlan
-from dropless.engine.runner import Runner
-from dropless.engine.step import LaunchedStep, StepInput, StepResult
 from dropless.layers.weights import WeightFormat
 from dropless.models.registry import parse_config, weight_bytes
 from dropless.parallel.group import Group
-
-OnStep = Callable[[int], None]
 
 
 @contextmanager
@@ -38,13 +34,11 @@ def slice_engine(
     cache_tokens: int,
     step_token_budget: int = 8192,
     device: Literal["cpu", "cuda"] = "cuda",
-    on_step: OnStep | None = None,
 ) -> Iterator[tuple[Engine, float]]:
     """The engine of rank 0 of `ranks` that exchange nothing, with generated weights, and the
     seconds it took to start. In bfloat16 on a GPU, float32 on a CPU.
 
-    Its vocabulary is the rank's part: prompts must keep to ids below vocab_size / ranks. `on_step`
-    is told the number of tokens of each step that has been computed.
+    Its vocabulary is the rank's part: prompts must keep to ids below vocab_size / ranks.
     """
     started = time.monotonic()
     config = EngineConfig(
@@ -79,7 +73,7 @@ def slice_engine(
         config, checkpoint, plan, Group(0, ranks), constraints, lambda *_: None
     )
     engine = Engine(
-        Executor(runner) if on_step is None else _WatchedExecutor(runner, on_step),
+        Executor(runner),
         constraints,
         num_blocks=num_blocks,
         block_size=config.block_size,
@@ -90,26 +84,3 @@ def slice_engine(
         prefix_caching=False,
     )
     yield engine, time.monotonic() - started
-
-
-class _WatchedExecutor(Executor):
-    """Tells of every step when its result is there."""
-
-    def __init__(self, runner: Runner, on_step: OnStep) -> None:
-        super().__init__(runner)
-        self._on_step = on_step
-
-    def launch(self, step: StepInput) -> LaunchedStep:
-        return _WatchedStep(super().launch(step), sum(step.num_tokens), self._on_step)
-
-
-class _WatchedStep:
-    def __init__(self, launched: LaunchedStep, num_tokens: int, on_step: OnStep) -> None:
-        self._launched = launched
-        self._num_tokens = num_tokens
-        self._on_step = on_step
-
-    def result(self) -> StepResult:
-        result = self._launched.result()
-        self._on_step(self._num_tokens)
-        return result

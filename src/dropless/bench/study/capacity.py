@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from dropless.bench.study.data import Point, Results, machine
 from dropless.bench.study.fixed_capacity import Dispatch, capacity_of, fixed_capacity_experts
 from dropless.bench.study.models import config_of
-from dropless.bench.study.options import Options
-from dropless.bench.study.records import append, machine
+from dropless.bench.study.progress import say
 from dropless.bench.study.routing import zipf_choices
+from dropless.bench.study.settings import Options
 from dropless.bench.study.timing import microseconds, tune_tiles
 from dropless.models.registry import parse_config
 from dropless.ops.moe import fused_experts
@@ -21,83 +20,96 @@ from dropless.ops.moe import fused_experts
 PART = "capacity"
 EXPONENTS = (0.0, 0.5, 1.0)
 FACTORS = (1.0, 1.25, 1.5, 2.0)
-TOKENS = (64, 256, 1024, 4096, 8192)
-TINY_TOKENS = (16, 64)
+_RANKS = 8  # that share the layer, of which one is measured
+_CALLS = 10
+_TUNED_TOKENS = 8
 
 
 @torch.inference_mode()
-def run(options: Options, folder: Path) -> None:
-    """One rank's width of one layer of DBRX."""
-    config = parse_config(config_of("dbrx", tiny=options.tiny))
-    width = config.ffn_width // options.ranks
-    experts, hidden, top_k = config.num_experts, config.hidden_size, config.top_k
-    dtype = torch.float32 if options.tiny else torch.bfloat16
-    gate_up = _weights((experts, 2 * width, hidden), dtype, options.device)
-    down = _weights((experts, width, hidden), dtype, options.device).mT  # as DBRX stores it
-    rows: list[dict[str, Any]] = []
-    for num_tokens in TINY_TOKENS if options.tiny else TOKENS:
-        x = torch.randn(num_tokens, hidden, device=options.device, dtype=dtype)
-        topk_weights = torch.full((num_tokens, top_k), 1 / top_k, device=x.device, dtype=dtype)
+def run(options: Options) -> None:
+    """One of eight ranks' width of one layer of DBRX."""
+    scale = options.scale
+    config = parse_config(config_of("dbrx", tiny=scale.is_tiny))
+    width = config.ffn_width // _RANKS
+    about = {
+        "part": PART,
+        "experts": config.num_experts,
+        "top_k": config.top_k,
+        "hidden": config.hidden_size,
+        "width": width,
+        "ranks": _RANKS,
+        **machine(scale.device, 1),
+    }
+    results = Results(options.data / f"{PART}.json", about)
+    layer = _Layer(config.num_experts, config.top_k, config.hidden_size, width, scale.device)
+    for num_tokens in scale.capacity_tokens:
         for exponent in EXPONENTS:
-            if time.monotonic() > options.deadline:
-                options.say(f"no time left for {num_tokens} tokens, exponent {exponent}")
+            if results.has(tokens=num_tokens, exponent=exponent, factor=FACTORS[-1]):
                 continue
-            ids = zipf_choices(num_tokens, experts, top_k, exponent).to(x.device)
-            made = _case(x, gate_up, down, topk_weights, ids, options.device)
-            rows += [{"tokens": num_tokens, "exponent": exponent, **row} for row in made]
-            options.say(_line(rows[-len(made) :]))
-    if rows:
-        shape = {"experts": experts, "top_k": top_k, "hidden": hidden, "width": width}
-        record = {
-            "machine": machine(options.device, 1),
-            "tiny": options.tiny,
-            **shape,
-            "rows": rows,
-        }
-        options.say(f"kept in {append(folder, PART, f'width-{width}', record)}")
+            if options.is_late:
+                say(f"no time left for {num_tokens} tokens, exponent {exponent:g}")
+                return
+            for point in layer.points(num_tokens, exponent):
+                if not results.has(tokens=num_tokens, exponent=exponent, factor=point["factor"]):
+                    results.add(point)
+                say(_line(point))
+    results.complete()
+    say(f"kept in {results.path}")
 
 
-def _case(
-    x: Tensor, gate_up: Tensor, down: Tensor, topk_weights: Tensor, ids: Tensor, device: str
-) -> list[dict[str, Any]]:
-    """The dropless layer (factor None), then each capacity."""
+class _Layer:
+    """Experts of made-up weights."""
 
-    def dropless() -> Tensor:
-        return fused_experts(x, gate_up, down, topk_weights, ids)
+    def __init__(self, experts: int, top_k: int, hidden: int, width: int, device: str) -> None:
+        self._experts, self._top_k, self._hidden = experts, top_k, hidden
+        self._device = device
+        self._dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        self._gate_up = self._weights(experts, 2 * width, hidden)
+        self._down = self._weights(experts, width, hidden).mT  # as DBRX stores it
+        tune_tiles(self._dropless(*self._tokens(_TUNED_TOKENS, 0.0)), device)
 
-    tune_tiles(dropless, device)
-    rows: list[dict[str, Any]] = [
-        {"factor": None, "dropped": 0.0, "wasted": 0.0, "us": microseconds(dropless, device)}
-    ]
-    (num_tokens, top_k), experts = ids.shape, len(down)
-    for factor in FACTORS:
-        capacity = capacity_of(factor, num_tokens, experts, top_k)
-        kept = Dispatch.of(ids, experts, capacity).kept
-        places = experts * capacity
-
-        def fixed(capacity: int = capacity) -> Tensor:
-            return fixed_capacity_experts(x, gate_up, down, topk_weights, ids, capacity)
-
-        rows.append(
-            {
+    def points(self, num_tokens: int, exponent: float) -> Iterator[Point]:
+        """The dropless layer, whose factor is None, then each capacity."""
+        x, weights, ids = self._tokens(num_tokens, exponent)
+        common = {"tokens": num_tokens, "exponent": exponent}
+        taken = self._microseconds(self._dropless(x, weights, ids))
+        yield {**common, "factor": None, "dropped": 0.0, "hurt": 0.0, "wasted": 0.0, "us": taken}
+        for factor in FACTORS:
+            capacity = capacity_of(factor, num_tokens, self._experts, self._top_k)
+            kept = Dispatch.of(ids, self._experts, capacity).kept
+            yield {
+                **common,
                 "factor": factor,
                 "dropped": 1.0 - float(kept.float().mean()),
-                "tokens_hurt": 1.0 - float(kept.view(num_tokens, top_k).all(1).float().mean()),
-                "wasted": 1.0 - int(kept.sum()) / places,
-                "us": microseconds(fixed, device),
+                "hurt": 1.0 - float(kept.view(num_tokens, self._top_k).all(1).float().mean()),
+                "wasted": 1.0 - int(kept.sum()) / (self._experts * capacity),
+                "us": self._microseconds(self._fixed(x, weights, ids, capacity)),
             }
-        )
-    return rows
+
+    def _dropless(self, x: Tensor, weights: Tensor, ids: Tensor) -> Callable[[], Tensor]:
+        return lambda: fused_experts(x, self._gate_up, self._down, weights, ids)
+
+    def _fixed(
+        self, x: Tensor, weights: Tensor, ids: Tensor, capacity: int
+    ) -> Callable[[], Tensor]:
+        return lambda: fixed_capacity_experts(x, self._gate_up, self._down, weights, ids, capacity)
+
+    def _microseconds(self, call: Callable[[], Tensor]) -> float:
+        return microseconds([call] * _CALLS, self._device)
+
+    def _tokens(self, num_tokens: int, exponent: float) -> tuple[Tensor, Tensor, Tensor]:
+        x = torch.randn(num_tokens, self._hidden, device=self._device, dtype=self._dtype)
+        weights = x.new_full((num_tokens, self._top_k), 1 / self._top_k)
+        ids = zipf_choices(num_tokens, self._experts, self._top_k, exponent)
+        return x, weights, ids.to(self._device)
+
+    def _weights(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self._dtype, device=self._device).normal_(0.0, 0.02)
 
 
-def _weights(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device=device).normal_(0.0, 0.02)
-
-
-def _line(rows: list[dict[str, Any]]) -> str:
-    dropless, *fixed = rows
-    times = ", ".join(f"{row['factor']:g}: {row['us']:.0f} us" for row in fixed)
+def _line(point: Point) -> str:
+    what = "dropless" if point["factor"] is None else f"capacity factor {point['factor']:g}"
     return (
-        f"{dropless['tokens']} tokens, exponent {dropless['exponent']:g}:"
-        f" dropless {dropless['us']:.0f} us; capacity {times}"
+        f"  {point['tokens']} tokens, exponent {point['exponent']:g}, {what}: {point['us']:.0f} us,"
+        f" {point['dropped']:.1%} dropped, {point['wasted']:.1%} wasted"
     )

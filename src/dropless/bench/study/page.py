@@ -6,38 +6,37 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dropless.bench.study import capacity, dbrx_dense, pictures, published, ranks_compared
+from dropless.bench.metrics import Distribution
+from dropless.bench.study import capacity, parallel, pictures, published, serving
+from dropless.bench.study.data import Document, read_all
 from dropless.bench.study.findings import (
-    DENSE,
+    INTERACTIVE_MS,
     Curve,
-    curves,
+    Place,
+    places,
     published_speed_up,
     speed_up,
 )
-from dropless.bench.study.models import MODELS, TITLES
-from dropless.bench.study.records import Record, read
+from dropless.bench.study.models import DENSE, MODELS, TITLES
+from dropless.bench.study.progress import say
+from dropless.bench.study.settings import FULL
+from dropless.bench.study.sums import SumCost
 
-PAGE, DATA, NOTES = "README.md", "data", "notes"
-_INTERACTIVE_MS = 30.0
-_PLACES = {
-    "slice": "One of eight ranks",
-    "whole": "Whole models",
-}
+PAGE, DATA = "README.md", "data"
 
 _HEAD = """# The study
 
 What a dropless mixture of experts gains, measured. `dropless study` makes this page, its pictures
-and the files in [data](data); nothing here was typed in, save for the notes on why, which are in
-[notes](notes). Terms: TTFT is the time to the first token, TPOT the time per output token after it;
-MBU and MFU are the shares of a GPU's measured copy bandwidth and matrix rate that are used
-([how each is counted](#how-it-is-measured)).
+and the files in [data](data); no figure was typed in, save for the published ones. TTFT is the time
+to the first token, TPOT the time per output token after it; MBU and MFU are the shares of a GPU's
+measured copy bandwidth and matrix rate that are used ([how](#how-it-is-measured)).
 
-    dropless study --list                       parts and what they need
-    dropless study --part dbrx-dense --on slice measure one, then draw everything anew
-    dropless study --draw                       draw from the data alone, without a GPU
+    dropless study                              measure all that this machine can, then draw
+    dropless study serving --on slice           measure one part
+    dropless study draw                         draw from the data alone, without a GPU
 """
 
-_DENSE_INTRO = """## DBRX against dense models
+_SERVING = """## DBRX against dense models
 
 DBRX has 132B parameters, of which a token uses 36B. Beside it stand a dense model of 132B with
 DBRX's depth, width and heads and one feed-forward layer as wide as 16 experts, and Llama2-70B's
@@ -45,7 +44,7 @@ shape. All weights are generated, which changes no speed save for how even the r
 dense model has RMSNorm and no clipping of q, k and v; that is all that differs beside the experts.
 """
 
-_CAPACITY_INTRO = """## Dropless against fixed capacity
+_CAPACITY = """## Dropless against fixed capacity
 
 A layer of fixed capacity gives every expert the same number of places: the factor times what even
 routing would need. Tokens beyond are dropped, which changes the answer; places that stay empty are
@@ -53,7 +52,7 @@ computed all the same. The dropless layer computes every pair of a token and its
 other. Routing follows Zipf's law: exponent 0 is even, at 1 the first expert is chosen most.
 """
 
-_PARALLEL_INTRO = """## Tensor against expert parallel
+_PARALLEL = """## Tensor against expert parallel
 
 Tensor parallel: both GPUs have half of the width of every expert, and always the same work. Expert
 parallel: each has half of the experts, whole, in larger products; the busier one decides.
@@ -61,18 +60,23 @@ parallel: each has half of the experts, whole, in larger products; the busier on
 
 _METHOD = """## How it is measured
 
-- **Users.** Each sends a prompt of random tokens, waits for the whole answer and sends the next.
-  They come one after another, as often as the caption says. When the last has come and all answers
-  begun by then have ended, a window is measured until every user has had an answer, or three times
-  the shortest window at most. The load is the engine's own, without HTTP. Greedy, every answer
-  equally long, prefix cache off.
-- **Sums between ranks.** A slice computes what one of eight GPUs does and exchanges nothing. After
-  each step the clock is put forward by two sums a layer, of the step's tokens, at the cost that
-  benchmarks/all_reduce.py measured between two GPUs; for eight, the bytes of the six further ranks
-  are added at the measured speed of the link.
-- **MBU** = (bytes of the parameters that a step reads + keys and values) / mean TPOT / copy
-  bandwidth. **MFU** = operations of all prompt and output tokens / time / rate of large bf16
-  products. Both of one GPU, against ceilings measured on it
+- **Steps.** The engine runs real requests of random tokens, greedy, prefix cache off, without HTTP.
+  With each number of rows in the middle of their answers, {decode_steps} decode steps are timed,
+  then steps that have a short prompt, a user's prompt or as much as the step's budget holds beside
+  the rows; prompts alone too.
+- **Users.** Each sends a prompt, waits for the whole answer and sends the next. One comes every
+  second until all are there. This closed loop is a replay: the engine's own scheduler and cache
+  bookkeeping decide every step, and a step takes as long as those of its kind took when measured,
+  on straight lines between the measured ones. When the last user has come and all answers begun by
+  then have ended, two answers a user are watched. A short closed loop that was really run stands
+  beside its replay.
+- **Sums between ranks.** A slice computes what one of several GPUs does and exchanges nothing. To
+  each step two sums a layer are added, of the step's tokens, at the cost that
+  benchmarks/all_reduce.py measured between two GPUs; for more ranks, the bytes of the further ones
+  are added at the speed of the link.
+- **MBU** = (bytes of the parameters that a decode step of all rows reads + keys and values) / mean
+  TPOT / copy bandwidth. **MFU** = operations of all prompt and output tokens / time / rate of large
+  bf16 products. Both of one GPU, against ceilings measured on it
   (`src/dropless/bench/gpus.json`), with even routing.
 - **Layers.** Alone, called in a row; the median of rounds.
 - **Published figures** are Databricks' for eight H100s with 16-bit weights. That its nine points
@@ -80,61 +84,92 @@ _METHOD = """## How it is measured
 """
 
 
-def draw(folder: Path) -> list[Path]:
-    """Writes the pictures and the page from `folder`/data; returns what was written.
+def draw(folder: Path, all_reduce: Path) -> list[Path]:
+    """Writes the pictures and the page from `folder`/data; returns what was written. `all_reduce`
+    has the results of benchmarks/all_reduce.py, which slices need.
 
     Raises:
         SettingsError: matplotlib is missing, or a file is no data of the study.
     """
     written: list[Path] = []
-    text = [_HEAD, *_dbrx_dense(folder, written)]
-    text += _single(folder, written, capacity.PART, _CAPACITY_INTRO, _capacity)
-    text += _single(folder, written, ranks_compared.PART, _PARALLEL_INTRO, _parallel)
+    text = [_HEAD, _SERVING, *_places(folder, all_reduce, written), _CAPACITY]
+    text += _layer(folder, capacity.PART, _capacity, written)
+    text.append(_PARALLEL)
+    text += _layer(folder, parallel.PART, _parallel, written)
+    text.append(_METHOD.format(decode_steps=FULL.decode_steps))
     page = folder / PAGE
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("\n".join([*text, _METHOD]))
+    page.write_text("\n".join(text))
     return [*written, page]
 
 
-def _dbrx_dense(folder: Path, written: list[Path]) -> list[str]:
-    records = read(folder / DATA, dbrx_dense.PART)
-    text = [_DENSE_INTRO]
-    for on, title in _PLACES.items():
-        text.append(f"### {title}\n")
-        found = curves(records, on)
-        if not found:
-            text.append(_missing(f"--part {dbrx_dense.PART} --on {on}"))
-            continue
-        path = folder / f"{dbrx_dense.PART}-{on}.svg"
-        pictures.draw_serving(records, on, path)
+def _places(folder: Path, all_reduce: Path, written: list[Path]) -> list[str]:
+    documents = read_all(folder / DATA, serving.PART)
+    slices = {d["about"]["ranks"] for d in documents if d["about"]["on"] == "slice"}
+    found = places(documents, {ranks: SumCost.read(all_reduce, ranks) for ranks in slices})
+    if not found:
+        return [_missing(serving.PART)]
+    text = []
+    for place in found:
+        path = folder / f"{serving.PART}-{place.name}.png"
+        for curve in place.curves.values():
+            say(f"replaying {place.name} {TITLES[curve.model]}")
+            _ = curve.windows
+        pictures.draw_serving(place, path)
         written.append(path)
-        caption = pictures.serving_caption(pictures.records_of(records, on)[-1])
-        text += [f"![{title}: DBRX and dense models]({path.name})\n", f"{caption}\n"]
-        text += [_missing(f"{TITLES[m]} here") for m in MODELS if m not in found]
-        text += [_points_table(found), _ratio_table(found), _summary_table(found)]
-        text.append(_why(folder, f"{dbrx_dense.PART}-{on}"))
+        text += [
+            f"### {_title(place)}\n",
+            f"![{_title(place)}: DBRX and dense models]({path.name})\n",
+            f"{pictures.serving_caption(place)}\n",
+            *(_missing(f"{TITLES[m]} here") for m in MODELS if m not in place.curves),
+            *(_room(curve) for curve in place.curves.values()),
+            _points_table(place),
+            _ratio_table(place.curves),
+            _summary_table(place.curves),
+            "What the steps take, in ms:\n",
+            _steps_table(place.curves),
+            _check_table(place.curves),
+        ]
     return text
 
 
-def _points_table(found: dict[str, Curve]) -> str:
-    rows = [
-        (
-            TITLES[curve.model],
-            point["users"],
-            f"{point['output_tokens_per_s']:,.0f}",
-            f"{point['total_tokens_per_s']:,.0f}",
-            _latency(point["tpot"]),
-            _latency(point["ttft"]),
-            _percent(point["mbu"]),
-            _percent(point["mfu"]),
-            f"{point['sums_share']:.0%}" if curve.newest["sums"] else "measured within",
-        )
-        for curve in (found[model] for model in MODELS if model in found)
-        for point in curve.points
-    ]
+def _title(place: Place) -> str:
+    if place.on == "slice":
+        return f"One of {place.ranks} ranks"
+    return f"Whole models on {place.ranks} GPUs"
+
+
+def _room(curve: Curve) -> str:
+    """Says so if not all users can run at once."""
+    room, most = curve.room, max(curve.windows)
+    if room.max_running_requests >= most:
+        return ""
+    return (
+        f"**{TITLES[curve.model]}**: beside its weights the cache holds"
+        f" {room.max_running_requests} requests of this length at once. More users wait for their"
+        " turn, which their TTFT shows.\n"
+    )
+
+
+def _points_table(place: Place) -> str:
+    rows = []
+    for curve in place.curves.values():
+        for users, window in curve.windows.items():
+            used = curve.utilisation(users)
+            rows.append(
+                (
+                    TITLES[curve.model],
+                    users,
+                    f"{window.output_tokens_per_s:,.0f}",
+                    f"{window.total_tokens_per_s:,.0f}",
+                    _latency(window.tpot),
+                    _latency(window.ttft),
+                    *(("-", "-") if used is None else (f"{share:.0%}" for share in used)),
+                )
+            )
     heads = (
         "model", "users", "output tok/s", "with prompts", "TPOT mean / p50 / p99, ms",
-        "TTFT mean / p50 / p99, ms", "MBU", "MFU", "time in sums",
+        "TTFT mean / p50 / p99, ms", "MBU", "MFU",
     )  # fmt: skip
     return table(heads, rows)
 
@@ -145,18 +180,17 @@ def _ratio_table(found: dict[str, Curve]) -> str:
         return _missing("the speed-up, which needs the dense model,")
     others = [model for model in published.SPEED_UPS if model in found]
     ratios = {model: speed_up(found[model], found[DENSE]) for model in others}
-    users = sorted({count for by_users in ratios.values() for count in by_users})
     heads = ["users"]
     for model in others:
         heads += [f"{TITLES[model]} / dense 132B", "published"]
     rows = []
-    for count in users:
-        row: list[object] = [count]
+    for users in found[DENSE].windows:
+        row: list[object] = [users]
         for model in others:
-            ratio = ratios[model].get(count)
+            ratio = ratios[model].get(users)
             row += [
                 "not measured" if ratio is None else f"{ratio:.2f}",
-                f"{published_speed_up(model, count):.2f}",
+                f"{published_speed_up(model, users):.2f}",
             ]
         rows.append(row)
     return table(heads, rows)
@@ -164,101 +198,160 @@ def _ratio_table(found: dict[str, Curve]) -> str:
 
 def _summary_table(found: dict[str, Curve]) -> str:
     """DBRX's advantage in the three cases of the published summary."""
-    if "dbrx" not in found:
-        return ""
-    dbrx = found["dbrx"]
-    rows = []
+    dbrx, rows = found.get("dbrx"), []
     for model in MODELS[1:]:
-        if model not in found:
+        if dbrx is None or model not in found:
             continue
         other = found[model]
-        most = max((p["users"] for p in dbrx.points if other.rate(p["users"])), default=None)
-        mine, theirs = dbrx.rate_within(_INTERACTIVE_MS), other.rate_within(_INTERACTIVE_MS)
+        common = dbrx.windows.keys() & other.windows.keys()
+        mine, theirs = dbrx.rate_within(INTERACTIVE_MS), other.rate_within(INTERACTIVE_MS)
+        rows.append(
+            (
+                f"most output tok/s at {INTERACTIVE_MS:g} ms a token or less, over {TITLES[model]}",
+                f"{mine / theirs:.2f}" if mine and theirs else _who_is_fast(mine, theirs),
+                f"{published.INTERACTIVE[model]:g}",
+            )
+        )
+        cases = {min(common): published.FEW_USERS, max(common): published.LARGE_BATCHES}
         rows += [
             (
-                f"most output tok/s below {_INTERACTIVE_MS:g} ms a token, over {TITLES[model]}",
-                f"{mine / theirs:.2f}" if mine and theirs else "no point of both is that fast",
-                f"{published.INTERACTIVE[model]:g}",
-            ),
-            (
-                f"speed of one user, over {TITLES[model]}",
-                _ratio(dbrx, other, 1),
-                f"{published.FEW_USERS[model]:g}",
-            ),
-            (
-                f"output tok/s of {most or 'many'} users, over {TITLES[model]}",
-                "not measured" if most is None else _ratio(dbrx, other, most),
-                f"{published.LARGE_BATCHES[model]:g}",
-            ),
+                f"output tok/s of {users} user{'s' * (users > 1)}, over {TITLES[model]}",
+                f"{speed_up(dbrx, other)[users]:.2f}",
+                f"{claims[model]:g}",
+            )
+            for users, claims in cases.items()
         ]
     return table(("DBRX's advantage", "measured", "published"), rows) if rows else ""
 
 
-def _ratio(curve: Curve, other: Curve, users: int) -> str:
-    mine, theirs = curve.rate(users), other.rate(users)
-    return f"{mine / theirs:.2f}" if mine and theirs else "not measured"
+def _who_is_fast(mine: float | None, theirs: float | None) -> str:
+    if mine or theirs:
+        return f"only {'DBRX' if mine else 'the other'} is ever that fast"
+    return "neither is ever that fast"
 
 
-def _single(
-    folder: Path,
-    written: list[Path],
-    part: str,
-    intro: str,
-    describe: Callable[[Record, Path], list[str]],
-) -> list[str]:
-    """A part of which the newest measurement counts."""
-    records = read(folder / DATA, part)
-    if not records:
-        return [intro, _missing(f"--part {part}")]
-    path = folder / f"{part}.svg"
-    described = describe(records[-1], path)
-    written.append(path)
-    return [intro, f"![{part}]({path.name})\n", *described, _why(folder, part)]
-
-
-def _capacity(record: Record, path: Path) -> list[str]:
-    pictures.draw_capacity(record, path)
-    times = {
-        (row["tokens"], row["exponent"]): row["us"] for row in record["rows"] if not row["factor"]
-    }
+def _steps_table(found: dict[str, Curve]) -> str:
+    """The steps that the closed loops are made of, at row counts that all models were measured
+    with."""
+    first = next(iter(found.values()))
+    prompt = first.document["about"]["input_tokens"]
+    most = min(curve.room.max_running_requests for curve in found.values())
+    counts = [count for count in first.windows if count <= most]
+    kinds = [(f"{count} row{'s' * (count > 1)}", count, 0) for count in counts]
+    kinds += [
+        (f"a prompt of {prompt} {'alone' if rows == 0 else f'beside {rows} rows'}", rows, prompt)
+        for rows in (0, counts[-1])
+    ]
+    heads = ["step", *(TITLES[model] for model in found)]
+    others = [model for model in found if "dbrx" in found and model != "dbrx"]
+    heads += [f"{TITLES[model]} / DBRX" for model in others]
     rows = []
-    for row in record["rows"]:
-        if row["factor"]:
-            ours = times[row["tokens"], row["exponent"]]
-            rows.append(
-                (
-                    row["tokens"],
-                    f"{row['exponent']:g}",
-                    f"{row['factor']:g}",
-                    f"{row['dropped']:.1%}",
-                    f"{row['tokens_hurt']:.1%}",
-                    f"{row['wasted']:.1%}",
-                    f"{row['us']:,.0f}",
-                    f"{ours:,.0f}",
-                    f"{row['us'] / ours:.2f}",
-                )
+    for name, decodes, tokens in kinds:
+        ms = {model: curve.step_ms(decodes, tokens) for model, curve in found.items()}
+        ratios = [f"{ms[model] / ms['dbrx']:.2f}" for model in others]
+        rows.append([name, *(f"{ms[model]:.2f}" for model in found), *ratios])
+    return table(heads, rows)
+
+
+def _check_table(found: dict[str, Curve]) -> str:
+    """The closed loops that were really run beside their replays, without added sums."""
+    rows = []
+    for curve in found.values():
+        if curve.check is None:
+            continue
+        run, again = curve.check
+        tpot, ttft = run["tpot"]["mean"], run["ttft"]["mean"]
+        rate = run["output_tokens_per_s"]
+        rows.append(
+            (
+                TITLES[curve.model],
+                run["users"],
+                f"{rate:,.1f} / {again.output_tokens_per_s:,.1f}",
+                f"{again.output_tokens_per_s / rate - 1:+.1%}",
+                f"{tpot:.1f} / {again.tpot.mean:.1f}",
+                f"{ttft:.0f} / {again.ttft.mean:.0f}",
             )
+        )
+    if not rows:
+        return _missing("closed loops beside their replays")
     heads = (
-        "tokens", "exponent", "factor", "pairs dropped", "tokens hurt", "places wasted",
-        "fixed, us", "dropless, us", "fixed / dropless",
+        "run / replayed", "users", "output tok/s", "replay differs by", "mean TPOT, ms",
+        "mean TTFT, ms",
     )  # fmt: skip
-    return [f"{pictures.capacity_caption(record)}\n", table(heads, rows)]
+    return table(heads, rows)
 
 
-def _parallel(record: Record, path: Path) -> list[str]:
-    pictures.draw_parallel(record, path)
+def _layer(
+    folder: Path, part: str, describe: Callable[[Document, Path], list[str]], written: list[Path]
+) -> list[str]:
+    """A part that is one file of data and one picture."""
+    documents = read_all(folder / DATA, part)
+    if not documents:
+        return [_missing(part)]
+    path = folder / f"{part}.png"
+    text = describe(documents[0], path)
+    written.append(path)
+    return [f"![{part}]({path.name})\n", *text]
+
+
+def _capacity(document: Document, path: Path) -> list[str]:
+    pictures.draw_capacity(document, path)
+    points = document["points"]
+    ours = {(p["tokens"], p["exponent"]): p["us"] for p in points if p["factor"] is None}
     rows = [
         (
-            row["tokens"],
-            f"{row['share']:.1%}",
-            f"{row['tensor']:,.0f}",
-            f"{row['expert']:,.0f}",
-            "expert" if row["expert"] < row["tensor"] else "tensor",
+            point["tokens"],
+            f"{point['exponent']:g}",
+            f"{point['factor']:g}",
+            f"{point['dropped']:.1%}",
+            f"{point['hurt']:.1%}",
+            f"{point['wasted']:.1%}",
+            f"{point['us']:,.0f}",
+            f"{ours[point['tokens'], point['exponent']]:,.0f}",
+            f"{point['us'] / ours[point['tokens'], point['exponent']]:.2f}",
         )
-        for row in record["rows"]
+        for point in points
+        if point["factor"] is not None
     ]
-    heads = ("tokens", "pairs on one rank", "tensor parallel, us", "expert parallel, us", "faster")
-    return [f"{pictures.parallel_caption(record)}\n", table(heads, rows)]
+    heads = (
+        "tokens", "exponent", "factor", "pairs dropped", "tokens that lose a pair",
+        "places wasted", "fixed, us", "dropless, us", "fixed / dropless",
+    )  # fmt: skip
+    return [f"{pictures.capacity_caption(document)}\n", table(heads, rows)]
+
+
+def _parallel(document: Document, path: Path) -> list[str]:
+    pictures.draw_parallel(document, path)
+    points = document["points"]
+    rows = [
+        (
+            point["tokens"],
+            f"{point['share']:.1%}",
+            f"{point['tensor']:,.0f}",
+            f"{point['expert']:,.0f}",
+            f"{point['expert'] / point['tensor']:.2f}",
+        )
+        for point in points
+    ]
+    heads = (
+        "tokens", "pairs on one rank", "tensor parallel, us", "expert parallel, us",
+        "expert / tensor",
+    )  # fmt: skip
+    return [
+        f"{pictures.parallel_caption(document)}\n",
+        f"{_winners(points)}\n",
+        table(heads, rows),
+    ]
+
+
+def _winners(points: Sequence[dict[str, Any]]) -> str:
+    """For each routing, the numbers of tokens with which expert parallel is faster."""
+    lines = []
+    for share in sorted({point["share"] for point in points}):
+        wins = [p["tokens"] for p in points if p["share"] == share and p["expert"] < p["tensor"]]
+        which = f"with {', '.join(map(str, wins))} tokens" if wins else "nowhere"
+        lines.append(f"- {share:.1%} of the pairs on one rank: expert parallel is faster {which}.")
+    return "\n".join(lines)
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -267,20 +360,9 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
-def _why(folder: Path, name: str) -> str:
-    note = folder / NOTES / f"{name}.md"
-    if note.is_file():
-        return f"**Why.** {note.read_text().strip()}\n"
-    return f"**Why** is not written yet (notes/{name}.md).\n"
-
-
 def _missing(what: str) -> str:
     return f"**Not measured yet:** {what}\n"
 
 
-def _latency(found: dict[str, float] | None) -> str:
-    return " / ".join(f"{found[name]:.1f}" for name in ("mean", "p50", "p99")) if found else "-"
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.0%}"
+def _latency(found: Distribution) -> str:
+    return f"{found.mean:.1f} / {found.p50:.1f} / {found.p99:.1f}"

@@ -14,10 +14,11 @@ def zipf_choices(num_tokens: int, experts: int, top_k: int, exponent: float) -> 
     return torch.multinomial(weights.expand(num_tokens, -1), top_k, generator=generator)
 
 
-def shifted_choices(num_tokens: int, experts: int, top_k: int, share: float) -> Tensor:
+def shifted_choices(num_tokens: int, experts: int, top_k: int, share: float, draw: int) -> Tensor:
     """[T, top_k] int64 on the CPU, distinct in a row: each choice falls with chance `share` on the
-    first half of the experts, and is even within its half, which has at least `top_k`."""
-    generator = torch.Generator().manual_seed(0)
+    first half of the experts, and is even within its half, which has at least `top_k`. The same
+    each time for one `draw`."""
+    generator = torch.Generator().manual_seed(draw)
     half = experts // 2
     is_first = torch.rand(num_tokens, top_k, generator=generator) < share
     first, second = (

@@ -4,44 +4,58 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
-_CALLS, _ROUNDS = 10, 5
+from dropless.checkpoints.model_cache import cache_root
+
+_ROUNDS = 3
+_HELD_CYCLES = 10_000_000  # some 5 ms
+_TUNING_S = 30.0
 
 
-def microseconds(layer: Callable[[], object], device: str) -> float:
-    """Of one call: the median over rounds of several calls in a row. Kernels are launched ahead of
-    the GPU, so that it is the GPU's time as long as a call takes it longer than its launches."""
-    layer()
-    return statistics.median(_round(layer, device) for _ in range(_ROUNDS)) / _CALLS
+def microseconds(
+    calls: Sequence[Callable[[], object]], device: str, align: Callable[[], object] = lambda: None
+) -> float:
+    """The mean of these calls in a row; the median of some rounds. A GPU is held while they are
+    launched, so that no launch counts. `align` lets ranks that sum up begin together."""
+    for call in calls:
+        call()
+    return statistics.median(_round(calls, device, align) for _ in range(_ROUNDS)) / len(calls)
 
 
-def _round(layer: Callable[[], object], device: str) -> float:
+def _round(
+    calls: Sequence[Callable[[], object]], device: str, align: Callable[[], object]
+) -> float:
     if device == "cpu":
+        align()
         started = time.perf_counter()
-        for _ in range(_CALLS):
-            layer()
+        for call in calls:
+            call()
         return 1e6 * (time.perf_counter() - started)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in "be")  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()
+    torch.cuda._sleep(_HELD_CYCLES)  # type: ignore[no-untyped-call]
+    align()
     begin.record()
-    for _ in range(_CALLS):
-        layer()
+    for call in calls:
+        call()
     end.record()
     torch.cuda.synchronize()
     return 1e3 * float(begin.elapsed_time(end))
 
 
 def tune_tiles(layer: Callable[[], object], device: str) -> None:
-    """As the engine does at its start: measure the best tiles of shapes that no table has. Takes up
-    to a minute."""
+    """As the engine does at its start: takes up what earlier starts measured, and measures the best
+    tiles of shapes that no table has. `layer` computes a few tokens."""
     if device == "cpu":
         return
     from dropless.ops.triton.tiles import noting_strangers
-    from dropless.ops.triton.tuning import tune
+    from dropless.ops.triton.tuning import read_cache, tune
 
+    read_cache(cache_root() / "tiles")
     with noting_strangers() as strangers:
         layer()
     if strangers:
-        tune(list(strangers.values()), lambda _: None)
+        tune(list(strangers.values()), lambda _: None, limit_s=_TUNING_S)

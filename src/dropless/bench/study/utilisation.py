@@ -1,4 +1,4 @@
-"""How much of a GPU a measured window uses.
+"""How much of a GPU a window of a closed loop uses.
 
 MBU = (bytes of the parameters that a decode step reads, and of keys and values) / TPOT / bandwidth.
 MFU = operations of all tokens computed / time / rate of matrix products. Both of one rank, against
@@ -12,16 +12,21 @@ from dropless.bench.roofline import Layout, Shape, Tokens, Work, prefill_steps, 
 from dropless.bench.study.closed_loop import Window
 
 
-def gpu_named(device_name: str) -> Gpu | None:
+def gpu_named(device_name: str | None) -> Gpu | None:
     """The ceilings of this kind of GPU, if they are known."""
     return next((gpu for gpu in known_gpus().values() if gpu.device_name == device_name), None)
 
 
-def mbu(window: Window, shape: Shape, ranks: int, context: float, gpu: Gpu) -> float | None:
+def mean_rows(window: Window) -> float:
+    """Answers that are written at once; the other users wait for their first token. By Little's
+    law: tokens a second, times how long one takes."""
+    return min(window.users, window.output_tokens_per_s * window.tpot.mean / 1e3)
+
+
+def mbu(window: Window, shape: Shape, ranks: int, context: float, gpu: Gpu) -> float:
     """`context` is a sequence's mean length in tokens."""
-    if window.tpot is None:
-        return None
-    work = step_work(shape, Layout(ranks), Tokens.decode(window.users, context))
+    rows = max(1, round(mean_rows(window)))
+    work = step_work(shape, Layout(ranks), Tokens.decode(rows, context))
     num_bytes = sum(part.num_bytes for part in work.parts.values())
     return 1e3 * num_bytes / window.tpot.mean / (1e12 * gpu.bandwidth_tb_s)
 
