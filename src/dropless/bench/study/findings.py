@@ -16,7 +16,7 @@ from dropless.bench.study.models import MODELS, Room, config_of
 from dropless.bench.study.replay import StepTimes, replay, replayed_loop
 from dropless.bench.study.serving import CHECK
 from dropless.bench.study.sums import SumCost
-from dropless.bench.study.utilisation import gpu_named, mbu, mfu
+from dropless.bench.study.utilisation import gpu_named, mbu, mean_rows, mfu
 from dropless.models.config import ModelConfig
 from dropless.models.registry import parse_config
 
@@ -81,6 +81,17 @@ class Curve:
         """The most output tokens a second of a point whose mean TPOT is no longer."""
         rates = [w.output_tokens_per_s for w in self.windows.values() if w.tpot.mean <= tpot_ms]
         return max(rates, default=None)
+
+    def prompt_share(self, users: int) -> float:
+        """Of the time: what prompts add to the steps of the rows that run beside them."""
+        window = self.windows[users]
+        decoding_ms = window.steps * self.step_ms(max(1, round(mean_rows(window))), 0)
+        return max(0.0, 1.0 - decoding_ms / 1e3 / window.seconds)
+
+    def experts_read(self, users: int) -> float:
+        """Of one layer, by a decode step of this many users, if routing is even."""
+        experts, rows = self.shape.num_experts, mean_rows(self.windows[users])
+        return experts * (1.0 - (1.0 - self.shape.top_k / experts) ** max(1.0, rows))
 
     def utilisation(self, users: int) -> tuple[float, float] | None:
         """MBU and MFU; None on a GPU whose ceilings are not known."""

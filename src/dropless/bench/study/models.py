@@ -123,14 +123,20 @@ def _whole(folder: Path, options: Options) -> Iterator[tuple[Engine, int, float]
         threads=1 if scale.is_tiny else None,
     )
     plan = plan_memory(config, open_checkpoint(folder, "random", config.seed))
-    fitting = plan.num_blocks * _BLOCK_SIZE // (scale.input_tokens + scale.output_tokens)
-    rows = max(1, min(max(options.users), fitting - 1))
+    rows = min(max(options.users), rows_that_fit(plan.num_blocks, scale))
     config = msgspec.structs.replace(config, max_running_requests=rows + 1)
     engine, ready = build_engine(config, _say_stages())
     try:
         yield engine, rows, ready.load_seconds
     finally:
         engine.close()
+
+
+def rows_that_fit(num_blocks: int, scale: Scale) -> int:
+    """Requests that a cache holds whole, each with the block that the scheduler leaves it to grow
+    into, beside one more."""
+    blocks_each = -(-(scale.input_tokens + scale.output_tokens) // _BLOCK_SIZE) + 1
+    return max(1, num_blocks // blocks_each - 1)
 
 
 def _longest(scale: Scale) -> int:

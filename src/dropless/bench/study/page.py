@@ -44,6 +44,13 @@ shape. All weights are generated, which changes no speed save for how even the r
 dense model has RMSNorm and no clipping of q, k and v; that is all that differs beside the experts.
 """
 
+_REASONS = """Why: a decode step is bound by what it reads. One token reads 4 of 16 experts, a few
+tokens nearly all of them, and then a step of DBRX reads as much as one of the dense model. A prompt
+is bound by arithmetic, of which DBRX needs little more than a quarter at any number of users. The
+advantage at a point lies between that of the decode step and that of the prompt, by the time that
+each takes:
+"""
+
 _CAPACITY = """## Dropless against fixed capacity
 
 A layer of fixed capacity gives every expert the same number of places: the factor times what even
@@ -126,6 +133,7 @@ def _places(folder: Path, all_reduce: Path, written: list[Path]) -> list[str]:
             _points_table(place),
             _ratio_table(place.curves),
             _summary_table(place.curves),
+            _reasons(place.curves),
             "What the steps take, in ms:\n",
             _steps_table(place.curves),
             _check_table(place.curves),
@@ -228,6 +236,34 @@ def _who_is_fast(mine: float | None, theirs: float | None) -> str:
     if mine or theirs:
         return f"only {'DBRX' if mine else 'the other'} is ever that fast"
     return "neither is ever that fast"
+
+
+def _reasons(found: dict[str, Curve]) -> str:
+    """What DBRX's advantage over the dense model is made of, users by users."""
+    if "dbrx" not in found or DENSE not in found:
+        return ""
+    dbrx, dense = found["dbrx"], found[DENSE]
+    prompt = dbrx.document["about"]["input_tokens"]
+    rows = []
+    for users, ratio in speed_up(dbrx, dense).items():
+        batch = min(users, dbrx.room.max_running_requests, dense.room.max_running_requests)
+        decode = dense.step_ms(batch, 0) / dbrx.step_ms(batch, 0)
+        prompts = [c.step_ms(batch, prompt) - c.step_ms(batch, 0) for c in (dense, dbrx)]
+        rows.append(
+            (
+                users,
+                f"{dbrx.experts_read(users):.1f} of {dbrx.shape.num_experts}",
+                f"{decode:.2f}",
+                f"{prompts[0] / prompts[1]:.2f}",
+                f"{dbrx.prompt_share(users):.0%} / {dense.prompt_share(users):.0%}",
+                f"{ratio:.2f}",
+            )
+        )
+    heads = (
+        "users", "experts that a step reads", "decode step, dense / DBRX",
+        "a prompt beside it, dense / DBRX", "time in prompts, DBRX / dense", "DBRX / dense",
+    )  # fmt: skip
+    return f"{_REASONS}\n{table(heads, rows)}"
 
 
 def _steps_table(found: dict[str, Curve]) -> str:

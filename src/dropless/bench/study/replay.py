@@ -96,10 +96,10 @@ class _ReplayingExecutor:
         """Nothing was started."""
 
 
-def replayed_loop(
-    times: StepTimes, room: Room, extra: Extra, *, input_tokens: int, output_tokens: int
-) -> ClosedLoop:
-    """A closed loop in an engine of this room, in made-up time."""
+def replaying_engine(
+    times: StepTimes, room: Room, extra: Extra = lambda _: 0.0
+) -> tuple[Engine, Callable[[], float]]:
+    """An engine of this room in made-up time, and its clock in seconds."""
     executor = _ReplayingExecutor(times, extra)
     engine = Engine(
         executor,
@@ -112,11 +112,19 @@ def replayed_loop(
         step_token_budget=room.step_token_budget,
         prefix_caching=False,
     )
+    return engine, lambda: executor.clock.now
+
+
+def replayed_loop(
+    times: StepTimes, room: Room, extra: Extra, *, input_tokens: int, output_tokens: int
+) -> ClosedLoop:
+    """A closed loop in such an engine."""
+    engine, clock = replaying_engine(times, room, extra)
     return ClosedLoop(
         engine,
         prompt=lambda: [0] * input_tokens,
         output_tokens=output_tokens,
-        clock=lambda: executor.clock.now,
+        clock=clock,
         is_late=lambda: False,
     )
 

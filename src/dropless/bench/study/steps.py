@@ -38,10 +38,10 @@ def measure_steps(engine: Engine, rows: int, vocab_size: int, options: Options) 
     """
     scale = options.scale
     meter = _Meter(engine, vocab_size)
-    meter.alone([scale.step_token_budget])  # what is set up at first use
     budget = scale.step_token_budget
     prompts = {"short": [scale.short_prompt], "prompt": [scale.input_tokens]}
     halves = [budget - budget // 2, budget // 2]
+    meter.alone(halves)  # what is set up at first use
     for kind, lengths in {**prompts, "full": halves}.items():
         taken = min(meter.alone(lengths) for _ in range(_REPEATS))
         yield _point(kind, 0, sum(lengths), taken, 0.0)
@@ -61,7 +61,8 @@ def measure_steps(engine: Engine, rows: int, vocab_size: int, options: Options) 
 
 def row_counts(users: tuple[int, ...], rows: int) -> list[int]:
     """Those of `users` that run at once, and the most that do."""
-    return [*(count for count in users if count < rows), min(rows, max(users))]
+    most = min(rows, max(users))
+    return [*(count for count in users if count < most), most]
 
 
 def _point(kind: str, decodes: int, tokens: int, seconds: float, context: float) -> Point:
