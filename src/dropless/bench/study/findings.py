@@ -91,7 +91,7 @@ class Curve:
     def experts_read(self, users: int) -> float:
         """Of one layer, by a decode step of this many users, if routing is even."""
         experts, rows = self.shape.num_experts, mean_rows(self.windows[users])
-        return experts * (1.0 - (1.0 - self.shape.top_k / experts) ** max(1.0, rows))
+        return float(experts * (1.0 - (1.0 - self.shape.top_k / experts) ** max(1.0, rows)))
 
     def utilisation(self, users: int) -> tuple[float, float] | None:
         """MBU and MFU; None on a GPU whose ceilings are not known."""
