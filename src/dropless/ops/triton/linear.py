@@ -19,6 +19,7 @@ from dropless.ops.triton.tiles import Tile, fixed_tile, tile_for
 _VECTOR_TOKENS = 2  # up to here without matrix units
 MAX_TILE_TOKENS = 256
 _VECTOR_BYTES = 1 << 15  # of a weight, which a program holds at once
+_VECTOR_INPUTS = 1 << 15  # of one output, beyond which its registers do not suffice
 
 
 @triton.jit
@@ -99,7 +100,7 @@ def linear_cuda(x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None = Non
     if x.dtype == torch.float32 and isinstance(weight, Tensor):
         return F.linear(x, weight, bias)
     x = x.contiguous()
-    if len(x) <= _VECTOR_TOKENS:
+    if len(x) <= _VECTOR_TOKENS and weight.shape[1] <= _VECTOR_INPUTS:
         return linear_by_vectors(x, weight, bias)
     tile = None
     if len(x) <= MAX_TILE_TOKENS:
