@@ -19,7 +19,8 @@ def study(
     parts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[serving|capacity|parallel|draw]...", help="What to do; nothing named: all."
+            metavar="[serving|capacity|parallel|draw]...",
+            help="What to do; nothing named: all that this machine can.",
         ),
     ] = None,
     on: Annotated[
@@ -91,24 +92,28 @@ def study(
     scale = TINY if tiny else FULL
     names = tuple(_one_of("--models", name, MODELS) for name in models.split(","))
     counts = _numbers(users) if users is not None else scale.users
-    run = {part.PART: part.run for part in (serving, capacity, parallel)}
+    measure = {part.PART: part.run for part in (serving, capacity, parallel)}
     for part in wanted:
         say(part)
         if part == "draw":
             for path in page.draw(out, all_reduce):
                 say(f"wrote {path}")
             continue
-        run[part](
-            Options(
-                scale=scale,
-                on=on,
-                ranks=ranks or _RANKS[on],
-                models=names,
-                users=counts,
-                data=out / page.DATA,
-                deadline=time.monotonic() + seconds,
-            )
+        options = Options(
+            scale=scale,
+            on=on,
+            ranks=ranks or _RANKS[on],
+            models=names,
+            users=counts,
+            data=out / page.DATA,
+            deadline=time.monotonic() + seconds,
         )
+        try:
+            measure[part](options)
+        except SettingsError as error:
+            if parts:
+                raise
+            say(f"{part} is left out: {error}")
 
 
 def _one_of(option: str, name: str, possible: tuple[str, ...]) -> str:

@@ -56,7 +56,7 @@ def test_a_slice_is_measured_once_and_drawn_the_same_each_time(tmp_path: Path) -
     drawn = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
     assert {path.name for path in drawn} == {"README.md", "serving-slice8.png"}
     data = (tmp_path / "data" / "serving-slice8-dbrx.json").read_bytes()
-    study(tmp_path, "serving", "draw", "--models", "dbrx", "--users", "1,3")
+    study(tmp_path, "serving", "draw", "--models", "dbrx", "--users", "3")
     assert data == (tmp_path / "data" / "serving-slice8-dbrx.json").read_bytes()
     assert drawn == {path: path.read_bytes() for path in tmp_path.glob("*.*")}
 
@@ -120,6 +120,18 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:
 )
 def test_wrong_settings(tmp_path: Path, arguments: list[str], message: str) -> None:
     assert message in study(tmp_path, *arguments, exit_code=1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it would measure")
+def test_what_a_machine_without_gpus_cannot_measure(tmp_path: Path) -> None:
+    command = ["study", "--out", str(tmp_path), "--models", "dbrx"]
+    refused = CliRunner().invoke(app, [*command, "parallel"])
+    assert refused.exit_code == 1
+    assert "this needs 2 GPUs and PyTorch sees 0; --tiny tries" in refused.output
+    said = CliRunner().invoke(app, command)
+    assert said.exit_code == 0
+    assert said.output.count("is left out: this needs") == 3
+    assert "Not measured yet:** serving" in (tmp_path / "README.md").read_text()
 
 
 def test_tiny_figures_do_not_mix_with_real_ones() -> None:

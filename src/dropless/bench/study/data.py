@@ -20,8 +20,17 @@ Point = dict[str, Any]
 
 
 def machine(device: str, num_gpus: int) -> dict[str, Any]:
-    """What a figure depends on beside the study's own settings; `num_gpus` are those used."""
+    """What a figure depends on beside the study's own settings; `num_gpus` are those used.
+
+    Raises:
+        SettingsError: there are fewer GPUs.
+    """
     on_gpu = device == "cuda"
+    if on_gpu and torch.cuda.device_count() < num_gpus:
+        raise SettingsError(
+            f"this needs {num_gpus} GPU{'s' * (num_gpus > 1)} and PyTorch sees"
+            f" {torch.cuda.device_count()}; --tiny tries the study out on a CPU"
+        )
     return {
         "gpu": torch.cuda.get_device_name() if on_gpu else None,
         "num_gpus": num_gpus if on_gpu else 0,
@@ -65,6 +74,11 @@ class Results:
     @property
     def is_complete(self) -> bool:
         return bool(self._document["complete"])
+
+    @property
+    def users(self) -> list[int]:
+        """Noted before: what was asked for."""
+        return list(self._document.get("users", ()))
 
     def has(self, **fields: object) -> bool:
         """Whether there is a point with these fields."""

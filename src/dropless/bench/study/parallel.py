@@ -14,7 +14,6 @@ from dropless.bench.study.progress import say
 from dropless.bench.study.routing import shifted_choices
 from dropless.bench.study.settings import Options, Scale
 from dropless.bench.study.timing import microseconds, tune_tiles
-from dropless.errors import SettingsError
 from dropless.models.registry import parse_config
 from dropless.ops.moe import fused_experts
 from dropless.parallel.group import Group
@@ -36,10 +35,6 @@ def run(options: Options) -> None:
         EngineError: a rank failed.
     """
     scale = options.scale
-    if not scale.is_tiny and torch.cuda.device_count() < _RANKS:
-        raise SettingsError(
-            f"part {PART} needs {_RANKS} GPUs and PyTorch sees {torch.cuda.device_count()}"
-        )
     about = {"part": PART, "ranks": _RANKS, **machine(scale.device, _RANKS)}
     results = Results(options.data / f"{PART}.json", about)
     ranks = RankProcesses(_RANKS, _follow, (scale,))

@@ -49,7 +49,8 @@ def _measure(model: str, options: Options) -> None:
         **machine(scale.device, 1 if options.on == "slice" else options.ranks),
     }
     results = Results(options.data / f"{PART}-{options.on}{options.ranks}-{model}.json", about)
-    if results.is_complete:
+    users = sorted({*results.users, *options.users})
+    if results.is_complete and users == results.users:
         say(f"{TITLES[model]}: measured before, see {results.path}")
         return
     say(f"{TITLES[model]}: loading")
@@ -58,7 +59,7 @@ def _measure(model: str, options: Options) -> None:
         say(f"{TITLES[model]}: loaded in {load_seconds:.1f} s; {room}")
         results.note("load_seconds", load_seconds)
         results.note("room", asdict(room))
-        results.note("users", list(options.users))
+        results.note("users", users)
         vocab_size = parse_config(config_of(model, tiny=scale.is_tiny)).vocab_size
         if options.on == "slice":
             vocab_size //= options.ranks
