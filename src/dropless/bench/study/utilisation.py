@@ -27,8 +27,7 @@ def mbu(window: Window, shape: Shape, ranks: int, context: float, gpu: Gpu) -> f
     """`context` is a sequence's mean length in tokens."""
     rows = max(1, round(mean_rows(window)))
     work = step_work(shape, Layout(ranks), Tokens.decode(rows, context))
-    num_bytes = sum(part.num_bytes for part in work.parts.values())
-    return 1e3 * num_bytes / window.tpot.mean / (1e12 * gpu.bandwidth_tb_s)
+    return 1e3 * work.num_bytes / window.tpot.mean / (1e12 * gpu.bandwidth_tb_s)
 
 
 def mfu(
