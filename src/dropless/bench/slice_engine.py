@@ -69,9 +69,7 @@ def slice_engine(
         limit_bytes=torch.cuda.mem_get_info()[0] if device == "cuda" else available_memory(),
     )
     constraints = Constraints(None, model.vocab_size // ranks, ())
-    runner = load_runner(
-        config, checkpoint, plan, Group(0, ranks), constraints, lambda *_: None
-    )
+    runner = load_runner(config, checkpoint, plan, Group(0, ranks), constraints, lambda *_: None)
     engine = Engine(
         Executor(runner),
         constraints,
