@@ -44,6 +44,7 @@ from dropless.models.registry import parse_config
 RESULTS = Path(__file__).parent / "results"
 INPUT, OUTPUT = 512, 128
 MAX_LEN = 2048
+BUDGET = 8192  # tokens of a step
 
 
 def copy_bandwidth() -> float:
@@ -69,7 +70,7 @@ def step_bytes(shape: Shape, batch: int, ranks: int, quantization: Precision) ->
 
 @contextmanager
 def whole_engine(
-    folder: str, ranks: int, quantization: WeightFormat
+    folder: str, ranks: int, quantization: WeightFormat, rows: int
 ) -> Iterator[tuple[Engine, float]]:
     """An engine and the seconds it took to start."""
     config = EngineConfig(
@@ -80,6 +81,8 @@ def whole_engine(
         quantization=quantization,
         prefix_caching=False,
         max_model_len=MAX_LEN,
+        max_running_requests=rows,
+        step_token_budget=BUDGET,
         memory_fraction=0.96,  # a batch of 128 needs the cache
     )
     engine, ready = build_engine(config, lambda *_: None)
@@ -195,7 +198,7 @@ def main() -> None:
                 cache_tokens=(max(batches) + 1) * (INPUT + 2 * OUTPUT),
             )
             if arguments.slice_of > 1
-            else whole_engine(folder, ranks, arguments.quantization)
+            else whole_engine(folder, ranks, arguments.quantization, max(batches))
         )
         with made as (engine, load_seconds):
             print(f"loaded in {load_seconds:.1f} s; copies at {bandwidth / 1e12:.2f} TB/s")

@@ -17,9 +17,10 @@ from dropless.ops.triton.launch import after_previous, early_launch
 from dropless.ops.triton.moe_pairs import experts_by_pairs
 from dropless.ops.triton.tiles import Tile, fixed_tile, tile_for
 
-# Up to so many pairs each reads its expert's weights for itself; of 8 bits, which matrix units read
-# with fewer instructions, up to half as many.
+# Up to so many pairs each reads its expert's weights for itself. Of 8 bits, which matrix units read
+# with fewer instructions, up to half as many, if they are short: then it is launches that count.
 _PAIRS = 8
+_SHORT_WIDTH = 2048
 # Above so many tokens PyTorch's CUTLASS product is faster: arithmetic is the limit there.
 CUTLASS_TOKENS = 512
 _COMBINE_COLUMNS = 1024
@@ -129,8 +130,9 @@ def fused_experts_cuda(
     """One or a few tokens: no grouping. Up to a few hundred: tiles, each weight read once. Beyond:
     grouped products at the speed of the matrix units."""
     x, topk_ids, topk_weights = x.contiguous(), topk_ids.contiguous(), topk_weights.contiguous()
-    num_experts, num_pairs = down.shape[0], topk_ids.numel()
-    if num_pairs <= (_PAIRS if isinstance(gate_up, Tensor) else _PAIRS // 2):
+    (num_experts, _, width), num_pairs = down.shape, topk_ids.numel()
+    is_short = width <= _SHORT_WIDTH
+    if num_pairs <= (_PAIRS if isinstance(gate_up, Tensor) else _PAIRS // 2 * is_short):
         return experts_by_pairs(x, gate_up, down, topk_weights, topk_ids)
     grouping = group_pairs(topk_ids, num_experts)
     if len(x) <= CUTLASS_TOKENS or x.dtype == torch.float32 or not is_aligned(down):
