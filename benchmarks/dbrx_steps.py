@@ -9,8 +9,9 @@ engine; step time = (time for 129 tokens - time for 1) / 128, prefill = prompt t
 The limit is the time to read at measured copy bandwidth what a rank must read once a step: all
 weights outside the experts, the experts that a batch hits on average if routing is even, and the
 keys and values in the middle of the run (`dropless.bench.roofline`). `--slice-of N` computes what
-one of N tensor-parallel ranks does, without its collectives. `--profile` shows the kernels of a
-step and how long the device idles. Writes results/dbrx_steps.json beside this script.
+one of N tensor-parallel ranks does, without its collectives. `--deterministic` turns that setting on,
+to be compared with a run without. `--profile` shows the kernels of a step and how long the device
+idles. Writes results/dbrx_steps.json beside this script.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def step_bytes(shape: Shape, batch: int, ranks: int, quantization: Precision) ->
 
 @contextmanager
 def whole_engine(
-    folder: str, ranks: int, quantization: WeightFormat, rows: int
+    folder: str, ranks: int, quantization: WeightFormat, rows: int, *, deterministic: bool = False
 ) -> Iterator[tuple[Engine, float]]:
     """An engine and the seconds it took to start."""
     config = EngineConfig(
@@ -79,6 +80,7 @@ def whole_engine(
         device="cuda",
         tensor_parallel_size=ranks,
         quantization=quantization,
+        deterministic=deterministic,
         prefix_caching=False,
         max_model_len=MAX_LEN,
         max_running_requests=rows,
@@ -174,6 +176,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1, help="GPUs that share the model")
     parser.add_argument("--slice-of", type=int, default=1, help="ranks of which one is computed")
     parser.add_argument("--quantization", default="none", choices=["none", "fp8"])
+    parser.add_argument("--deterministic", action="store_true", help="batch-invariant kernels")
     parser.add_argument("--batches", default="1,8,64,256")
     parser.add_argument("--profile", action="store_true", help="kernels instead of times")
     parser.add_argument("--out", type=Path, default=RESULTS / "dbrx_steps.json")
@@ -193,12 +196,19 @@ def main() -> None:
                 Path(folder),
                 ranks,
                 quantization=arguments.quantization,
+                deterministic=arguments.deterministic,
                 max_model_len=MAX_LEN,
                 max_running_requests=max(batches),
                 cache_tokens=(max(batches) + 1) * (INPUT + 2 * OUTPUT),
             )
             if arguments.slice_of > 1
-            else whole_engine(folder, ranks, arguments.quantization, max(batches))
+            else whole_engine(
+                folder,
+                ranks,
+                arguments.quantization,
+                max(batches),
+                deterministic=arguments.deterministic,
+            )
         )
         with made as (engine, load_seconds):
             print(f"loaded in {load_seconds:.1f} s; copies at {bandwidth / 1e12:.2f} TB/s")
@@ -226,6 +236,7 @@ def main() -> None:
         "ranks": arguments.ranks,
         "slice_of": arguments.slice_of,
         "quantization": arguments.quantization,
+        "deterministic": arguments.deterministic,
         "copy_tb_s": bandwidth / 1e12,
         "load_seconds": load_seconds,
         "rows": rows,

@@ -49,6 +49,8 @@ def rows_of(path: Path) -> list[Measurement]:
     names = {gpu.device_name: gpu.name for gpu in known_gpus().values()}
     if document["gpu"] not in names:
         raise SystemExit(f"{path}: add the ceilings of {document['gpu']} to gpus.json first")
+    if document.get("deterministic", False):
+        raise SystemExit(f"{path}: was measured in deterministic mode, which plans know nothing of")
     slice_of = document.get("slice_of", 1)
     return [
         Measurement(

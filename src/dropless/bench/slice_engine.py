@@ -33,6 +33,7 @@ def slice_engine(
     max_running_requests: int,
     cache_tokens: int,
     step_token_budget: int = 8192,
+    deterministic: bool = False,
     device: Literal["cpu", "cuda"] = "cuda",
 ) -> Iterator[tuple[Engine, float]]:
     """The engine of rank 0 of `ranks` that exchange nothing, with generated weights, and the
@@ -45,6 +46,7 @@ def slice_engine(
         model_path=model_path,
         weights="random",
         device=device,
+        deterministic=deterministic,
         max_running_requests=max_running_requests,
     )
     checkpoint = open_checkpoint(config.model_path, config.weights, config.seed)
