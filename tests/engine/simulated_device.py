@@ -17,6 +17,7 @@ from typing import Literal
 
 from dropless.engine.constraints import Constraints
 from dropless.engine.engine import Engine
+from dropless.engine.long_prompts import LongPrompts
 from dropless.engine.messages import EngineRequest, FinishReason, TokenLogprob
 from dropless.engine.step import NewRequest, StepInput, StepResult
 
@@ -225,6 +226,7 @@ def make_engine(
     step_token_budget: int = 16,
     prefix_caching: bool = True,
     overlaps: bool = False,
+    long_prompt_tokens: int = 1000,
 ) -> tuple[Engine, SimulatedDevice]:
     """A real engine on a simulated device."""
     device = SimulatedDevice(
@@ -244,5 +246,6 @@ def make_engine(
         max_waiting_requests=max_waiting_requests,
         step_token_budget=step_token_budget,
         prefix_caching=prefix_caching,
+        long_prompts=LongPrompts(long_prompt_tokens),
     )
     return engine, device

@@ -59,6 +59,12 @@ OPTIONS: dict[str, Any] = {
         "N",
         "Tokens per step; default: 256 on a CPU, 8192 on a GPU, less where memory is short.",
     ),
+    "long_prompt_tokens": _option(
+        int, "N", "A prompt with more tokens to compute is long: it must not hold up others."
+    ),
+    "long_prompt_slowdown": _option(
+        float, "S", "Share by which long prompts may slow down requests that generate."
+    ),
     "kv_cache_bytes": _option(
         int | None, "N", "Size of the KV cache; default: planned from the memory there is."
     ),

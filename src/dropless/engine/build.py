@@ -11,6 +11,7 @@ from dropless.engine.config import EngineConfig
 from dropless.engine.constraints import Constraints
 from dropless.engine.engine import Engine
 from dropless.engine.executor import start_executor
+from dropless.engine.long_prompts import LongPrompts
 from dropless.engine.memory import plan_memory
 from dropless.engine.messages import EngineReady
 from dropless.errors import CheckpointError
@@ -52,6 +53,7 @@ def build_engine(
         max_waiting_requests=config.max_waiting_requests,
         step_token_budget=plan.step_token_budget,
         prefix_caching=config.prefix_caching,
+        long_prompts=LongPrompts(config.long_prompt_tokens, config.long_prompt_slowdown),
     )
     ready = EngineReady(
         model_id=config.model_id or config.model_path.name,

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from dropless.engine import long_prompts
 from dropless.errors import SettingsError
 
 DType = Literal["auto", "float32", "bfloat16"]
@@ -38,6 +39,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     step_token_budget: int | None = (
         None  # None: 256 on a CPU, 8192 on a GPU, less if it has little memory
     )
+    long_prompt_tokens: int = long_prompts.DEFAULT.tokens  # a prompt of more to compute is long
+    long_prompt_slowdown: float = long_prompts.DEFAULT.slowdown  # by such, of those who generate
     block_size: int = 16
     kv_cache_bytes: int | None = None  # None: planned
     memory_fraction: float | None = None  # of what is free; None: 0.95 on a GPU, 0.9 on a CPU
@@ -53,6 +56,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if value is not None:
                 _positive(name, value)
+        _positive("long_prompt_tokens", self.long_prompt_tokens)
+        if not self.long_prompt_slowdown >= 0.01:
+            raise SettingsError(
+                f"long_prompt_slowdown is {self.long_prompt_slowdown}; it must be at least 0.01. A"
+                " large number lets long prompts go on as fast as they can"
+            )
         if self.block_size not in (8, 16, 32, 64, 128):
             raise SettingsError(
                 f"block_size is {self.block_size}; use 8, 16, 32, 64 or 128 (16 suits most)"

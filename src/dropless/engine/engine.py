@@ -15,8 +15,10 @@ from typing import Protocol
 
 import msgspec
 
+from dropless.engine import long_prompts
 from dropless.engine.constraints import Constraints
 from dropless.engine.kv_cache import KVCache
+from dropless.engine.long_prompts import LongPrompts
 from dropless.engine.messages import EngineRequest, EngineStats, TokenDelta
 from dropless.engine.request import Request
 from dropless.engine.scheduler import ScheduledStep, Scheduler
@@ -46,6 +48,7 @@ class _InFlight:
 
     scheduled: ScheduledStep
     launched: LaunchedStep
+    launched_at: float  # time.perf_counter(), before it was
 
 
 class Engine:
@@ -63,6 +66,7 @@ class Engine:
         max_waiting_requests: int,
         step_token_budget: int,
         prefix_caching: bool,
+        long_prompts: LongPrompts = long_prompts.DEFAULT,
     ) -> None:
         """`num_blocks` cache blocks of `block_size` tokens are the executor's; all other sizes are
         in tokens or requests, as in `EngineConfig`."""
@@ -76,10 +80,12 @@ class Engine:
             self._cache,
             max_running_requests=max_running_requests,
             step_token_budget=step_token_budget,
+            long_prompts=long_prompts,
         )
         self._in_flight: deque[_InFlight] = deque()  # the oldest first; at most two
         self._arrivals = itertools.count()
         self._steps = 0
+        self._last_result_at = 0.0  # time.perf_counter()
         self._last_step_s = 0.0
         self._last_schedule_s = 0.0
 
@@ -184,6 +190,9 @@ class Engine:
         oldest = self._in_flight.popleft()
         result = oldest.launched.result()
         started = time.perf_counter()
+        waited_s = started - max(oldest.launched_at, self._last_result_at)
+        self._last_result_at = started
+        self._scheduler.note_time(oldest.scheduled, waited_s)
         deltas = self._scheduler.update(oldest.scheduled, result)
         self._last_schedule_s += time.perf_counter() - started
         if overlaps and not self._in_flight:
@@ -193,9 +202,10 @@ class Engine:
     def _launch_step(self) -> None:
         started = time.perf_counter()
         step = self._scheduler.schedule()
-        self._last_schedule_s += time.perf_counter() - started
+        scheduled = time.perf_counter()
+        self._last_schedule_s += scheduled - started
         if step is not None:
-            self._in_flight.append(_InFlight(step, self._executor.launch(step.input)))
+            self._in_flight.append(_InFlight(step, self._executor.launch(step.input), scheduled))
 
     def _check_prompt(self, token_ids: list[int]) -> None:
         if not token_ids:

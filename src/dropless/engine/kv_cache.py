@@ -121,6 +121,14 @@ class KVCache:
         """Blocks that no request holds."""
         return self._pool.num_free
 
+    def num_known(self, request: Request) -> int:
+        """How many of its tokens a request that holds nothing would find computed."""
+        return len(self._known_prefix(request)) * self.block_size
+
+    def num_missing(self, request: Request) -> int:
+        """Blocks that it lacks until all its tokens are computed."""
+        return max(0, -(-len(request.token_ids) // self.block_size) - len(request.blocks))
+
     def start(self, request: Request, reserve: int) -> bool:
         """Give a request that holds nothing the blocks of its longest known prefix, which count as
         computed. Refused, and nothing changed, if fewer than `reserve` blocks would be left free

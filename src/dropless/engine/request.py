@@ -59,6 +59,11 @@ class Request:
         return self.prompt_logprobs is None
 
     @property
+    def has_output(self) -> bool:
+        """Whether it has begun to generate, though the first token may be pending."""
+        return len(self.token_ids) + self.num_pending > self.num_prompt_tokens
+
+    @property
     def ends_with_pending(self) -> bool:
         """Whether its pending token fills it up, whatever token that is."""
         return self.num_pending > 0 and len(self.token_ids) + self.num_pending >= self.max_len

@@ -7,18 +7,23 @@ runs: the token that a request gets from there is pending then, and is computed 
 
 from __future__ import annotations
 
+import itertools
 import time
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 from operator import attrgetter
 
+from dropless.engine import long_prompts
 from dropless.engine.kv_cache import KVCache
+from dropless.engine.long_prompts import LongPrompts, Pace
 from dropless.engine.messages import TokenDelta
 from dropless.engine.request import NO_ROW, Request
 from dropless.engine.step import NewRequest, StepInput, StepResult
 from dropless.errors import EngineError
 
 _ORDER = attrgetter("order")
+_CHUNK_SHARE = 4  # a step beside others has this part of the budget for a long prompt
+_FEW_SHARE = 4  # long prompts are few if at most this part of those who generate, or one
 
 
 @dataclass(slots=True)
@@ -41,6 +46,8 @@ class ScheduledStep:
     requests: list[Request]
     input: StepInput
     can_run_on: bool
+    has_decodes: bool
+    has_long_prompt: bool
 
 
 @dataclass(slots=True)
@@ -48,6 +55,9 @@ class _Plan:
     """A step in the making."""
 
     budget: int  # tokens that may still be added
+    long_budget: int = 0  # of these, tokens of long prompts
+    promised_blocks: int = 0  # that prompts in the step need to be computed further
+    has_long_prompt: bool = False
     decodes: list[Request] = field(default_factory=list)  # one token each
     chunks: dict[Request, int] = field(default_factory=dict)
     new_requests: list[NewRequest] = field(default_factory=list)
@@ -71,23 +81,34 @@ class Scheduler:
     """Requests in the order of priority, then arrival: both those that run and those that wait.
 
     A step takes first the running requests that have one token to compute, then other running
-    ones, then waiting ones as long as the next fits. When a running request finds no free block,
+    ones, then waiting ones as long as the next fits. Beside few long prompts those who generate
+    keep their pace (`dropless.engine.long_prompts`): a long prompt gets a part of the budget in
+    some steps, and is passed over in the others. If long prompts are many, or nobody generates,
+    they leave only a part of the budget to others. When a running request finds no free block,
     the last of the running ones is preempted: it waits again, keeps its tokens and is computed
     anew later. The last itself just stands still. So the first of all always advances, and whoever
-    can fit alone ends some day.
+    can fit alone ends some day; a long prompt that is passed over, after a bounded number of steps.
 
     Steps are updated in the order in which they are scheduled, at most one of them late. Blocks may
     be given away while a step still uses them, because the device runs steps one after the other.
     """
 
     def __init__(
-        self, cache: KVCache, *, max_running_requests: int, step_token_budget: int
+        self,
+        cache: KVCache,
+        *,
+        max_running_requests: int,
+        step_token_budget: int,
+        long_prompts: LongPrompts = long_prompts.DEFAULT,
     ) -> None:
         self.counters = Counters()
         self._cache = cache
         self._budget = step_token_budget
         # Each running request can have a token in every step.
         self._max_running = min(max_running_requests, step_token_budget)
+        self._long_tokens = long_prompts.tokens
+        self._pace = Pace(long_prompts.slowdown)
+        self._long: set[Request] = set()  # whose prompt is long and not computed
         self._live: dict[str, Request] = {}
         self._running: list[Request] = []
         self._waiting: list[Request] = []
@@ -115,6 +136,7 @@ class Scheduler:
         """Let a request wait for its turn. Alone in the cache it must fit."""
         self._live[request.request_id] = request
         insort(self._waiting, request, key=_ORDER)
+        self._note_length(request)
 
     def abort(self, request_id: str) -> TokenDelta | None:
         """End a request. Returns its last delta, or None if there is no such request any more."""
@@ -132,6 +154,7 @@ class Scheduler:
         while self._running:
             self._preempt_last()
         self._freed_rows = list(self._free_rows)  # what that step told the runner may be lost
+        self._pace.reset()
 
     def schedule(self) -> ScheduledStep | None:
         """The next step; all blocks that it needs are taken. None if there is nothing to compute:
@@ -183,6 +206,11 @@ class Scheduler:
                 self._end(request)
         return deltas
 
+    def note_time(self, step: ScheduledStep, seconds: float) -> None:
+        """The oldest step has ended so long after the one before it, or after its own launch."""
+        if step.has_decodes:
+            self._pace.took(seconds, has_long_prompt=step.has_long_prompt)
+
     def _take_prompt_logprobs(self, step: ScheduledStep, result: StepResult) -> None:
         """Not those of a request that lost its row meanwhile: it computes them again, unless its
         prompt is through."""
@@ -207,34 +235,74 @@ class Scheduler:
             ):
                 plan.decodes.append(request)
         plan.budget -= len(plan.decodes)
+        plan.long_budget = self._long_budget(len(plan.decodes), plan.budget)
         for request in longer:
-            if plan.budget == 0:
-                break
             if request.row == NO_ROW:  # preempted meanwhile
                 continue
-            wanted = min(plan.budget, len(request.token_ids) - request.num_computed)
-            granted = self._make_room(request, wanted, plan)
+            wanted = self._wanted(request, plan)
+            granted = self._make_room(request, wanted, plan) if wanted else 0
             if granted:
-                plan.add(request, granted)
+                self._add_chunk(request, granted, plan)
+            plan.promised_blocks += self._cache.num_missing(request)
 
     def _schedule_waiting(self, plan: _Plan) -> None:
-        """Start waiting requests, strictly in order, so that a long one is not passed over. Who
-        was preempted in this step may start again in it, if others have the same prefix; but no one
-        whose pending token must come along."""
-        while self._waiting and self._free_rows and plan.budget:
-            request = self._waiting[0]
+        """Start waiting requests in order. Who finds no blocks is not passed over, or it might wait
+        forever; a long prompt is while it must stand still. Who was preempted in this step may
+        start again in it, if others have the same prefix; but no one whose pending token must come
+        along."""
+        place = 0
+        while place < len(self._waiting) and self._free_rows and plan.budget:
+            request = self._waiting[place]
             if request.num_pending:
                 return
-            # Leave the others a block each to grow into, or they would preempt it soon.
-            if not self._cache.start(request, reserve=len(self._running)):
+            if not plan.long_budget and request in self._long:
+                place += 1
+                continue
+            # Leave the others what their prompts need, and a block each to grow into, or they would
+            # preempt it soon.
+            if not self._cache.start(request, len(self._running) + plan.promised_blocks):
                 return
-            del self._waiting[0]
+            self._note_length(request)  # others may have computed its beginning meanwhile
+            del self._waiting[place]
             insort(self._running, request, key=_ORDER)
             if request.scheduled_time == 0.0:
                 self._count_start(request)
             plan.new_requests.append(request.start(self._free_rows.pop(), self._num_steps))
-            wanted = min(plan.budget, len(request.token_ids) - request.num_computed)
-            plan.add(request, self._cache.grow(request, wanted))
+            self._add_chunk(request, self._cache.grow(request, self._wanted(request, plan)), plan)
+            plan.promised_blocks += self._cache.num_missing(request)
+
+    def _long_budget(self, num_decodes: int, budget: int) -> int:
+        """How many of the `budget` tokens left beside so many decodes long prompts may have."""
+        part = self._budget // _CHUNK_SHARE
+        if num_decodes and len(self._long) <= max(1, num_decodes // _FEW_SHARE):
+            return 0 if self._pace.holds else max(1, part - num_decodes)
+        has_others = len(self._live) > len(self._long) + num_decodes
+        return max(1, budget - part) if has_others else budget
+
+    def _wanted(self, request: Request, plan: _Plan) -> int:
+        """How many of its tokens the step has room for."""
+        room = plan.budget
+        if request in self._long:
+            room = min(room, plan.long_budget)
+        return min(room, len(request.token_ids) - request.num_computed)
+
+    def _add_chunk(self, request: Request, num_tokens: int, plan: _Plan) -> None:
+        plan.add(request, num_tokens)
+        if request in self._long:
+            plan.long_budget -= num_tokens
+            plan.has_long_prompt = True
+
+    def _note_length(self, request: Request) -> None:
+        """Whether its prompt is long: what is not yet known of it. Who has begun to generate is not
+        held back when it must be computed anew."""
+        num_tokens = len(request.token_ids) - request.num_computed
+        is_long = num_tokens > self._long_tokens and not request.has_output
+        if is_long and not request.blocks:
+            is_long = num_tokens - self._cache.num_known(request) > self._long_tokens
+        if is_long:
+            self._long.add(request)
+        else:
+            self._long.discard(request)
 
     def _count_start(self, request: Request) -> None:
         request.scheduled_time = time.time()
@@ -257,11 +325,13 @@ class Scheduler:
         request = self._running.pop()
         self._release(request)
         insort(self._waiting, request, key=_ORDER)
+        self._note_length(request)
         self.counters.preemptions += 1
 
     def _end(self, request: Request) -> None:
         request.ended = True
         del self._live[request.request_id]
+        self._long.discard(request)
         self.counters.finished_requests += 1
         queue = self._waiting if request.row == NO_ROW else self._running
         del queue[bisect_left(queue, request.order, key=_ORDER)]
@@ -291,11 +361,23 @@ class Scheduler:
             freed_rows=self._freed_rows,
         )
         self._freed_rows = []
+        if self._long:
+            self._long.difference_update(itertools.compress(requests, step.sample))
+        has_decodes = bool(plan.decodes)
+        if has_decodes:
+            self._pace.scheduled(has_long_prompt=plan.has_long_prompt)
         waited_for = any(
             sampled and request.follows_output
             for request, sampled in zip(requests, step.sample, strict=True)
         )
-        return ScheduledStep(self._num_steps, requests, step, can_run_on=not waited_for)
+        return ScheduledStep(
+            self._num_steps,
+            requests,
+            step,
+            can_run_on=not waited_for,
+            has_decodes=has_decodes,
+            has_long_prompt=plan.has_long_prompt,
+        )
 
 
 def _handed_over(request: Request) -> list[int]:
