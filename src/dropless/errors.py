@@ -89,6 +89,15 @@ class EngineDeadError(EngineError):
         self.retry_after_s = retry_after_s
 
 
+class OutOfMemoryError(EngineError):
+    """A step took more memory than the device has left, however small it was made. Try again after
+    `retry_after_s` seconds: memory that another program has taken may be free by then."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class EngineOverloadedError(EngineError):
     """The waiting queue is full. Try again after `retry_after_s` seconds."""
 

@@ -134,6 +134,9 @@ class SimulatedDevice:
             self._unread.clear()
             raise error
 
+    def survives(self, error: BaseException) -> bool:
+        return isinstance(error, MemoryError)
+
     def close(self) -> None:
         self.closed = True
 

@@ -141,6 +141,7 @@ class AsyncEngineClient:
             InvalidRequestError: the engine refused it (or a subclass, as the engine raised it).
             EngineOverloadedError: the waiting queue is full.
             EngineDeadError: the engine is not serving, or died while it worked on the request.
+            OutOfMemoryError: there was not memory enough for a step of it.
             EngineError: the engine failed on this request alone.
         """
         stream = self._open(request)
@@ -150,7 +151,7 @@ class AsyncEngineClient:
                 if isinstance(delta, DroplessError):
                     raise delta
                 if delta.finish_reason == "error":
-                    raise EngineError(delta.error or "the engine failed on this request")
+                    raise transport.to_error(delta)
                 yield delta
                 if delta.finish_reason is not None:
                     return

@@ -7,6 +7,7 @@ the device always has work: what follows from a step's tokens is done in the tim
 from __future__ import annotations
 
 import itertools
+import logging
 import secrets
 import time
 from collections import deque
@@ -23,7 +24,15 @@ from dropless.engine.messages import EngineRequest, EngineStats, TokenDelta
 from dropless.engine.request import Request
 from dropless.engine.scheduler import ScheduledStep, Scheduler
 from dropless.engine.step import LaunchedStep, StepInput
-from dropless.errors import ContextLengthError, EngineOverloadedError, InvalidRequestError
+from dropless.engine.step_size import StepSize
+from dropless.errors import (
+    ContextLengthError,
+    EngineOverloadedError,
+    InvalidRequestError,
+    OutOfMemoryError,
+)
+
+logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1.0  # when the queue is full; it moves with every request that ends
 
@@ -38,6 +47,9 @@ class StepExecutor(Protocol):
 
     def launch(self, step: StepInput) -> LaunchedStep:
         """Start a step. A result that nobody asks for is lost, and changes nothing."""
+
+    def survives(self, error: BaseException) -> bool:
+        """Whether a smaller step may follow one that raised this: there was not memory enough."""
 
     def close(self) -> None: ...
 
@@ -75,6 +87,7 @@ class Engine:
         self._max_model_len = max_model_len
         self._cache_len = num_blocks * block_size
         self._max_waiting = max_waiting_requests
+        self._step_size = StepSize(step_token_budget)
         self._cache = KVCache(num_blocks, block_size, prefix_caching=prefix_caching)
         self._scheduler = Scheduler(
             self._cache,
@@ -83,6 +96,7 @@ class Engine:
             long_prompts=long_prompts,
         )
         self._in_flight: deque[_InFlight] = deque()  # the oldest first; at most two
+        self._at_work: ScheduledStep | None = None  # launched or waited for last
         self._arrivals = itertools.count()
         self._steps = 0
         self._last_result_at = 0.0  # time.perf_counter()
@@ -131,17 +145,23 @@ class Engine:
         """Finish one step; a delta for each request that got a token or ended in it. The next one
         runs by then, where the executor overlaps. Does nothing when there is no work. If it raises,
         every request stands where it stood before and, should the executor still work, goes on
-        from there."""
+        from there. So it does when the step lacked memory: smaller ones follow, and only if these
+        fail as well do the requests of one end with an error."""
         if not self.has_work():
             return []
         started = time.perf_counter()
         self._last_schedule_s = 0.0
         try:
             deltas = self._finish_step()
-        except BaseException:
+        except BaseException as error:
             self._in_flight.clear()
             self._scheduler.preempt_all()
-            raise
+            if not self._executor.survives(error):
+                raise
+            deltas = self._lacked_memory(error)
+        else:
+            if self._step_size.succeeded():
+                self._scheduler.resize_steps(self._step_size.tokens)
         if not self._has_requests():
             self.check_integrity()
         self._steps += 1
@@ -188,6 +208,7 @@ class Engine:
         if overlaps and self._in_flight[0].scheduled.can_run_on:
             self._launch_step()
         oldest = self._in_flight.popleft()
+        self._at_work = oldest.scheduled
         result = oldest.launched.result()
         started = time.perf_counter()
         waited_s = started - max(oldest.launched_at, self._last_result_at)
@@ -199,12 +220,37 @@ class Engine:
             self._launch_step()
         return deltas
 
+    def _lacked_memory(self, error: BaseException) -> list[TokenDelta]:
+        """Smaller steps shall follow; or the requests of this one end, if it cannot be small
+        enough."""
+        step = self._at_work
+        assert step is not None
+        num_tokens = sum(step.input.num_tokens)
+        if self._step_size.failed():
+            self._scheduler.resize_steps(self._step_size.tokens)
+            logger.warning(
+                "a step of %d tokens lacked memory; its requests are computed again in steps of up"
+                " to %d tokens (%s)",
+                num_tokens,
+                self._step_size.tokens,
+                error,
+            )
+            return []
+        logger.error("a step of %d tokens lacked memory and is given up (%s)", num_tokens, error)
+        return self._scheduler.fail(
+            step,
+            f"the device has no memory left for a step of {num_tokens} tokens, and smaller steps"
+            " are not tried; try again, or free memory that other programs have taken",
+            OutOfMemoryError,
+        )
+
     def _launch_step(self) -> None:
         started = time.perf_counter()
         step = self._scheduler.schedule()
         scheduled = time.perf_counter()
         self._last_schedule_s += scheduled - started
         if step is not None:
+            self._at_work = step
             self._in_flight.append(_InFlight(step, self._executor.launch(step.input), scheduled))
 
     def _check_prompt(self, token_ids: list[int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import msgspec
 import torch
@@ -14,8 +14,10 @@ from dropless.engine.config import EngineConfig
 from dropless.engine.constraints import Constraints
 from dropless.engine.load import load_runner
 from dropless.engine.memory import MemoryPlan
+from dropless.engine.out_of_memory import memory_left, naming_lack_of_memory, ran_out_of_memory
 from dropless.engine.runner import Runner
 from dropless.engine.step import LaunchedStep, StepInput, StepResult
+from dropless.errors import OutOfMemoryError
 from dropless.parallel.group import SOLO, Group, PeersLostError
 from dropless.parallel.rank_messages import STARTED, Place, Reached
 from dropless.parallel.rank_processes import RankProcesses
@@ -51,6 +53,11 @@ class Executor:
     def launch(self, step: StepInput) -> LaunchedStep:
         """Start to compute one step and sample. Errors of single rows are in its result."""
         return self._runner.launch(step)
+
+    def survives(self, error: BaseException) -> bool:
+        """Whether steps can follow one that failed so: it ran out of memory, and all that it had
+        taken is free again when the error is. Its requests must start anew."""
+        return ran_out_of_memory(error)
 
     def close(self) -> None:
         """End what was started for it. May be called again."""
@@ -92,6 +99,10 @@ class ParallelExecutor(Executor):
                 self._group.check()  # raise before anybody sees what it has led to
             return result
 
+    def survives(self, error: BaseException) -> bool:  # noqa: ARG002
+        """No: the other ranks wait for this one in the middle of the step, or it for them."""
+        return False
+
     def close(self) -> None:
         """End the processes of the other ranks. May be called again."""
         self._ranks.close()
@@ -104,8 +115,10 @@ class ParallelExecutor(Executor):
             cause = self._ranks.cause()
             self.close()
             raise cause or lost from lost
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if ran_out_of_memory(error):
+                raise _lacks_memory(self._runner.device, 0) from error
             raise
 
 
@@ -134,11 +147,13 @@ def start_executor(
 
     Raises:
         DroplessError: what any rank failed with while it loaded.
+        MemoryPlanError: memory ran out meanwhile.
         EngineError: a rank died, or failed for a reason of no other class.
     """
     size = config.tensor_parallel_size
     if size == 1:
-        return Executor(load_runner(config, checkpoint, plan, SOLO, constraints, progress))
+        with _loading(plan, 0):
+            return Executor(load_runner(config, checkpoint, plan, SOLO, constraints, progress))
     progress("starting ranks", 0.0)
     vocabulary = (constraints.vocab_size, constraints.eos_token_ids)
     ranks = RankProcesses(size, follow_rank_0, (config, plan, *vocabulary))
@@ -149,10 +164,11 @@ def start_executor(
 
     try:
         ranks.wait_for(STARTED)
-        group = Group.join(0, size, _device(plan, 0), ranks.folder)
-        ranks.on_failure = group.abort
-        ranks.check()
-        runner = load_runner(config, checkpoint, plan, group, constraints, checked_progress)
+        with _loading(plan, 0):
+            group = Group.join(0, size, _device(plan, 0), ranks.folder)
+            ranks.on_failure = group.abort
+            ranks.check()
+            runner = load_runner(config, checkpoint, plan, group, constraints, checked_progress)
         ranks.wait_for(_LOADED)
         ranks.remove_folder()
     except PeersLostError as lost:
@@ -173,15 +189,34 @@ def follow_rank_0(
     eos_token_ids: tuple[int, ...],
 ) -> None:
     """The program of every rank above 0: load, then compute along for as long as rank 0 does."""
-    group = Group.join(place.rank, place.size, _device(plan, place.rank), place.folder)
     constraints = Constraints(None, vocab_size, eos_token_ids)  # rank 0 alone samples
     checkpoint = open_checkpoint(config.model_path, config.weights, config.seed)
-    runner = load_runner(config, checkpoint, plan, group, constraints, lambda *_: None)
+    with _loading(plan, place.rank):
+        group = Group.join(place.rank, place.size, _device(plan, place.rank), place.folder)
+        runner = load_runner(config, checkpoint, plan, group, constraints, lambda *_: None)
     place.link.send(Reached(_LOADED))
     while True:
         order = _decoder.decode(place.link.recv_bytes())
         runner.replace(order.replaced)
-        runner.follow(order.step)
+        try:
+            runner.follow(order.step)
+        except Exception as error:
+            if ran_out_of_memory(error):
+                raise _lacks_memory(runner.device, place.rank) from error
+            raise
+
+
+def _loading(plan: MemoryPlan, rank: int) -> AbstractContextManager[None]:
+    device = torch.device("cpu") if plan.device == "cpu" else torch.device("cuda", rank)
+    planned = plan.weight_bytes + plan.kv_cache_bytes + plan.workspace_bytes
+    return naming_lack_of_memory(device, planned)
+
+
+def _lacks_memory(device: torch.device, rank: int) -> OutOfMemoryError:
+    return OutOfMemoryError(
+        f"rank {rank} ran out of memory in a step, which no rank can go on from:"
+        f" {memory_left(device)}"
+    )
 
 
 def _device(plan: MemoryPlan, rank: int) -> torch.device:

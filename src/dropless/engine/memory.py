@@ -13,6 +13,7 @@ import torch
 from dropless.checkpoints.checkpoint import Checkpoint
 from dropless.engine.config import MAX_MEMORY_FRACTION, EngineConfig
 from dropless.engine.machine_memory import available_memory
+from dropless.engine.out_of_memory import ran_out_of_memory
 from dropless.engine.step_graphs import batch_buckets, token_buckets
 from dropless.errors import MemoryPlanError, SettingsError
 from dropless.layers.weights import WeightFormat
@@ -136,14 +137,20 @@ def plan_memory(
 def _gpus_here(config: EngineConfig) -> list[Gpu]:
     """One a rank, or as many as there are. On a CPU none is asked, for that takes its memory."""
     there = 0 if config.device == "cpu" else torch.cuda.device_count()
-    return [
-        Gpu(
-            torch.cuda.get_device_name(rank),
-            torch.cuda.mem_get_info(rank)[0],
-            torch.cuda.get_device_capability(rank),
-        )
-        for rank in range(min(there, config.tensor_parallel_size))
-    ]
+    return [_gpu_here(rank) for rank in range(min(there, config.tensor_parallel_size))]
+
+
+def _gpu_here(rank: int) -> Gpu:
+    try:
+        free = torch.cuda.mem_get_info(rank)[0]
+    except RuntimeError as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise MemoryPlanError(
+            f"GPU {rank} has no memory left, not even the few hundred MiB that CUDA itself takes;"
+            " free some of it (nvidia-smi shows who has it)"
+        ) from error
+    return Gpu(torch.cuda.get_device_name(rank), free, torch.cuda.get_device_capability(rank))
 
 
 def _device(config: EngineConfig, num_gpus: int) -> Literal["cpu", "cuda"]:

@@ -52,7 +52,8 @@ class TokenDelta(msgspec.Struct, tag="delta", omit_defaults=True):
 
     `new_token_ids` includes the stop token that ended the request, if one did
     (`stop_token_id` repeats it). `prompt_logprobs` comes once, before the first new token; its
-    first entry is None because nothing predicts the first prompt token.
+    first entry is None because nothing predicts the first prompt token. `error_kind` is the class
+    name of `error` in the error tree.
     """
 
     request_id: str
@@ -64,6 +65,7 @@ class TokenDelta(msgspec.Struct, tag="delta", omit_defaults=True):
     num_cached_tokens: int = 0
     scheduled_time: float = 0.0  # time.time() when first scheduled, 0 before
     error: str | None = None
+    error_kind: str = "EngineError"
 
     def extend(self, later: TokenDelta) -> None:
         """Take in the next delta of the same request."""
@@ -75,6 +77,7 @@ class TokenDelta(msgspec.Struct, tag="delta", omit_defaults=True):
         self.finish_reason = later.finish_reason
         self.stop_token_id = later.stop_token_id
         self.error = later.error
+        self.error_kind = later.error_kind
 
 
 class StepDeltas(msgspec.Struct, frozen=True, tag="step"):

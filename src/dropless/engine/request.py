@@ -9,6 +9,7 @@ import msgspec
 from dropless.engine.messages import FinishReason, TokenDelta, TokenLogprob
 from dropless.engine.sampling_params import SamplingParams
 from dropless.engine.step import NewRequest
+from dropless.errors import EngineError
 
 NO_ROW = -1
 NOT_STARTED = 2**63
@@ -122,7 +123,7 @@ class Request:
             self.scheduled_time,
         )
 
-    def failed(self, error: str) -> TokenDelta:
+    def failed(self, error: str, kind: type[EngineError] = EngineError) -> TokenDelta:
         """The last delta of a request that this error ends."""
         return TokenDelta(
             self.request_id,
@@ -131,6 +132,7 @@ class Request:
             num_cached_tokens=self.num_cached_tokens,
             scheduled_time=self.scheduled_time,
             error=error,
+            error_kind=kind.__name__,
         )
 
     def aborted(self) -> TokenDelta:

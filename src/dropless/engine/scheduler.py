@@ -156,6 +156,20 @@ class Scheduler:
         self._freed_rows = list(self._free_rows)  # what that step told the runner may be lost
         self._pace.reset()
 
+    def resize_steps(self, step_token_budget: int) -> None:
+        """Change the budget from the next step on, to at most the one in the beginning. A smaller
+        one must not come while more requests run than it has tokens."""
+        self._budget = step_token_budget
+
+    def fail(self, step: ScheduledStep, error: str, kind: type[EngineError]) -> list[TokenDelta]:
+        """End the requests of a step that is lost. Returns their last deltas."""
+        deltas = []
+        for request in step.requests:
+            if not request.ended:
+                self._end(request)
+                deltas.append(request.failed(error, kind))
+        return deltas
+
     def schedule(self) -> ScheduledStep | None:
         """The next step; all blocks that it needs are taken. None if there is nothing to compute:
         no request is live, or what is pending must come first."""
@@ -252,6 +266,8 @@ class Scheduler:
         along."""
         place = 0
         while place < len(self._waiting) and self._free_rows and plan.budget:
+            if len(self._running) >= self._budget:  # which was larger once
+                return
             request = self._waiting[place]
             if request.num_pending:
                 return

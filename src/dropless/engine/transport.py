@@ -12,7 +12,13 @@ import msgspec
 import zmq
 
 from dropless.engine.config import EngineConfig
-from dropless.engine.messages import EngineFailed, FromEngine, RequestRefused, ToEngine
+from dropless.engine.messages import (
+    EngineFailed,
+    FromEngine,
+    RequestRefused,
+    ToEngine,
+    TokenDelta,
+)
 from dropless.errors import DroplessError, EngineError, InvalidRequestError
 
 MAX_REQUEST_BYTES = 16 * 2**20  # a million prompt tokens with room to spare
@@ -122,15 +128,22 @@ def refusal(request_id: str, error: DroplessError) -> RequestRefused:
     )
 
 
-def to_error(message: RequestRefused | EngineFailed) -> DroplessError:
-    """The error that the engine had, of the same class where the tree knows it."""
-    error = _error_classes(DroplessError).get(message.kind, EngineError)(message.message)
+def to_error(message: RequestRefused | EngineFailed | TokenDelta) -> DroplessError:
+    """The error that the engine had, of the same class where the tree knows it; of a delta, the one
+    that ended its request."""
+    if isinstance(message, TokenDelta):
+        return _error(message.error_kind, message.error or "the engine failed on this request")
+    error = _error(message.kind, message.message)
     if isinstance(message, RequestRefused):
         if isinstance(error, InvalidRequestError):
             error.param, error.code = message.param, message.code
         elif hasattr(error, "retry_after_s"):
             error.retry_after_s = message.retry_after_s
     return error
+
+
+def _error(kind: str, message: str) -> DroplessError:
+    return _error_classes(DroplessError).get(kind, EngineError)(message)
 
 
 def _error_classes(root: type[DroplessError]) -> dict[str, type[DroplessError]]:

@@ -24,6 +24,7 @@ from dropless.errors import (
     EngineOverloadedError,
     InvalidRequestError,
     ModelNotFoundError,
+    OutOfMemoryError,
 )
 
 logger = logging.getLogger("dropless.server")
@@ -85,6 +86,8 @@ def to_http_error(error: BaseException) -> HttpError:
             return _bad_request(error.status_code, str(error.detail), None, code)
         case EngineOverloadedError():
             return _unavailable(str(error), "overloaded", error.retry_after_s)
+        case OutOfMemoryError():
+            return _unavailable(str(error), "out_of_memory", error.retry_after_s)
         case EngineDeadError():
             return _unavailable(str(error), "engine_unavailable", error.retry_after_s)
         case EngineError():
