@@ -97,6 +97,7 @@ class SimulatedDevice:
         self.steps: list[StepInput] = []
         self.fail_next: BaseException | None = None
         self.fail_at: Literal["launch", "result"] = "launch"
+        self.memory_tokens = budget  # steps with more lack memory
         self.closed = False
         self.num_early = 0  # steps launched before the last one's result was read
         self._unread: deque[Launched] = deque()
@@ -105,6 +106,9 @@ class SimulatedDevice:
 
     def launch(self, step: StepInput) -> Launched:
         self.steps.append(step)
+        if sum(step.num_tokens) > self.memory_tokens:
+            self.fail_next = MemoryError()
+            self.fail_at = "launch"
         if self.fail_at == "launch":
             self._fail_if_asked()
         assert len(self._unread) <= self.overlaps, "too early"

@@ -82,16 +82,19 @@ class Followed:
         if delta.finish_reason is not None:
             self.last = delta
 
-    def check(self, seed: int | None, max_len: int) -> None:
-        """The request has ended as if it had been alone."""
+    def check(self, seed: int | None, max_len: int, memory_was_short: bool) -> None:
+        """The request has ended as if it had been alone, or there was no memory for it."""
         assert self.last is not None
         params, prompt = self.request.params, self.request.prompt_token_ids
+        lacked_memory = self.last.error_kind == "OutOfMemoryError"
+        assert memory_was_short or not lacked_memory
         if seed is None:  # it was never started
-            assert (self.token_ids, self.last.finish_reason) == ([], "abort")
+            assert self.token_ids == []
+            assert lacked_memory or self.last.finish_reason == "abort"
             return
         assert params.seed == seed
         token_ids, reason, stop_token_id = solo_output(self.request, seed, max_len)
-        if self.last.finish_reason == "abort":
+        if self.last.finish_reason == "abort" or lacked_memory:
             assert self.token_ids == token_ids[: len(self.token_ids)]
         else:
             assert self.token_ids == token_ids
@@ -148,6 +151,7 @@ class Traffic(RuleBasedStateMachine):
         self.followed: list[Followed] = []
         self.by_id: dict[str, Followed] = {}
         self.num_steps = 0
+        self.memory_was_short = False
 
     @rule(arrivals=st.lists(arrivals, min_size=1, max_size=6))
     def submit(self, arrivals: list[EngineRequest]) -> None:
@@ -182,12 +186,18 @@ class Traffic(RuleBasedStateMachine):
     @precondition(lambda self: self.engine.has_work())
     @rule(fail_at=st.sampled_from(["launch", "result"]))
     def step_that_fails(self, fail_at: Literal["launch", "result"]) -> None:
+        self.device.memory_tokens = self.device.budget
         self.device.fail_at = fail_at
         self.device.fail_next = RuntimeError("a kernel failed")
         with pytest.raises(RuntimeError, match="a kernel failed"):
-            self.engine.step()
+            self._step()
         assert self.engine.stats().running == 0
         self.engine.check_integrity()
+
+    @rule(tokens=st.sampled_from([0, 1, 3, 24]))
+    def memory_for_steps_of(self, tokens: int) -> None:
+        self.device.memory_tokens = tokens
+        self.memory_was_short |= tokens == 0
 
     @invariant()
     def stats_are_true(self) -> None:
@@ -212,7 +222,8 @@ class Traffic(RuleBasedStateMachine):
         self.stats_are_true()
         self.engine.check_integrity()
         for each in self.followed:
-            each.check(self.device.seeds.get(each.request.request_id), self.max_len)
+            seed = self.device.seeds.get(each.request.request_id)
+            each.check(seed, self.max_len, self.memory_was_short)
         hits = sum(each.times[1] for each in self.followed)
         assert self.engine.stats().prefix_hit_tokens == hits
         self._check_order()

@@ -226,7 +226,7 @@ class Engine:
         step = self._at_work
         assert step is not None
         num_tokens = sum(step.input.num_tokens)
-        if self._step_size.failed():
+        if self._step_size.failed(num_tokens):
             self._scheduler.resize_steps(self._step_size.tokens)
             logger.warning(
                 "a step of %d tokens lacked memory; its requests are computed again in steps of up"

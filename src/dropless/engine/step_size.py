@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-_MOST_FAILURES = 8  # in a row; each halves the next step
+_MOST_FAILURES = 8  # in a row; after each a step may have half as many tokens
 _STEPS_UNTIL_LARGER = 1000  # good ones in a row
 
 
 class StepSize:
-    """Halved when a step lacks memory, doubled when many have had enough, up to what it was."""
+    """`tokens` is half of what a step had that lacked memory; doubled, up to what it was, when many
+    have had enough."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
@@ -15,13 +16,13 @@ class StepSize:
         self._failures = 0  # in a row
         self._good_steps = 0  # since it changed
 
-    def failed(self) -> bool:
-        """A step lacked memory. Whether a smaller one is worth a try."""
+    def failed(self, num_tokens: int) -> bool:
+        """A step of so many lacked memory. Whether a smaller one is worth a try."""
         self._failures += 1
         self._good_steps = 0
-        if self._failures > _MOST_FAILURES or self.tokens == 1:
+        if self._failures > _MOST_FAILURES or num_tokens == 1:
             return False
-        self.tokens = max(1, self.tokens // 2)
+        self.tokens = num_tokens // 2
         return True
 
     def succeeded(self) -> bool:
