@@ -1,17 +1,22 @@
-"""Engines for fault tests, built inside the engine process: the real one, with one thing wrong."""
+"""Engines and ranks for fault tests, in processes of their own: the real ones, with one thing
+wrong."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from dropless.engine.config import EngineConfig
 from dropless.engine.messages import EngineReady, EngineRequest, TokenDelta
 
 if TYPE_CHECKING:
     from dropless.engine.engine import Engine
+    from dropless.parallel.rank_messages import Place
 
 Progress = Callable[[str, float], None]
 
@@ -55,3 +60,41 @@ def build_once(config: EngineConfig, progress: Progress) -> tuple[Engine, Engine
     from dropless.engine.build import build_engine
 
     return build_engine(config, progress)
+
+
+def lack_memory_at_the_start(place: Place, *arguments: Any) -> None:
+    """The program of a rank whose device has no memory for the model."""
+    import torch
+
+    from dropless.engine import executor
+
+    def load_runner(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    executor.load_runner = load_runner  # type: ignore[assignment]
+    executor.follow_rank_0(place, *arguments)
+
+
+def lack_memory_in_a_step(place: Place, *arguments: Any) -> None:
+    """The program of a rank whose device has memory for four steps."""
+    import torch
+
+    from dropless.engine import executor
+    from dropless.engine.runner import Runner
+
+    compute = Runner._compute
+    steps = itertools.count()
+
+    def failing_compute(self: Runner, arrays: Any) -> Any:
+        if next(steps) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return compute(self, arrays)
+
+    Runner._compute = failing_compute  # type: ignore[method-assign]
+    executor.follow_rank_0(place, *arguments)
+
+
+def rank_processes() -> list[psutil.Process]:
+    """Processes of ranks above 0 that this process has started."""
+    children = psutil.Process().children()
+    return [child for child in children if "dropless.parallel.rank_main" in child.cmdline()]

@@ -34,6 +34,7 @@ from dropless.errors import (
 
 logger = logging.getLogger(__name__)
 
+_MOST_LOST_STEPS = 8  # of a request, since its last token; each for want of memory
 RETRY_AFTER_S = 1.0  # when the queue is full; it moves with every request that ends
 
 
@@ -145,20 +146,21 @@ class Engine:
         """Finish one step; a delta for each request that got a token or ended in it. The next one
         runs by then, where the executor overlaps. Does nothing when there is no work. If it raises,
         every request stands where it stood before and, should the executor still work, goes on
-        from there. So it does when the step lacked memory: smaller ones follow, and only if these
-        fail as well do the requests of one end with an error."""
+        from there. So it does when the step lacked memory: smaller ones follow, and only a request
+        that gets no token out of many ends with an error."""
         if not self.has_work():
             return []
         started = time.perf_counter()
         self._last_schedule_s = 0.0
+        deltas: list[TokenDelta] = []
         try:
-            deltas = self._finish_step()
+            self._finish_step(deltas)
         except BaseException as error:
             self._in_flight.clear()
             self._scheduler.preempt_all()
             if not self._executor.survives(error):
                 raise
-            deltas = self._lacked_memory(error)
+            deltas += self._lacked_memory(error)
         else:
             if self._step_size.succeeded():
                 self._scheduler.resize_steps(self._step_size.tokens)
@@ -199,9 +201,9 @@ class Engine:
     def _has_requests(self) -> bool:
         return self._scheduler.num_running > 0 or self._scheduler.num_waiting > 0
 
-    def _finish_step(self) -> list[TokenDelta]:
-        """Wait for the oldest step with the next one behind it: launched before, where that may be,
-        or as soon as the oldest step's tokens are known."""
+    def _finish_step(self, deltas: list[TokenDelta]) -> None:
+        """Wait for the oldest step, whose deltas are added to those given, with the next one behind
+        it: launched before, where that may be, or as soon as the oldest step's tokens are known."""
         overlaps = self._executor.overlaps
         if not self._in_flight:
             self._launch_step()
@@ -214,35 +216,34 @@ class Engine:
         waited_s = started - max(oldest.launched_at, self._last_result_at)
         self._last_result_at = started
         self._scheduler.note_time(oldest.scheduled, waited_s)
-        deltas = self._scheduler.update(oldest.scheduled, result)
+        deltas += self._scheduler.update(oldest.scheduled, result)
         self._last_schedule_s += time.perf_counter() - started
         if overlaps and not self._in_flight:
             self._launch_step()
-        return deltas
 
     def _lacked_memory(self, error: BaseException) -> list[TokenDelta]:
-        """Smaller steps shall follow; or the requests of this one end, if it cannot be small
-        enough."""
+        """Smaller steps shall follow. Requests of this one that have failed so too often end."""
         step = self._at_work
         assert step is not None
         num_tokens = sum(step.input.num_tokens)
-        if self._step_size.failed(num_tokens):
-            self._scheduler.resize_steps(self._step_size.tokens)
-            logger.warning(
-                "a step of %d tokens lacked memory; its requests are computed again in steps of up"
-                " to %d tokens (%s)",
-                num_tokens,
-                self._step_size.tokens,
-                error,
-            )
-            return []
-        logger.error("a step of %d tokens lacked memory and is given up (%s)", num_tokens, error)
-        return self._scheduler.fail(
+        self._step_size.failed(num_tokens)
+        self._scheduler.resize_steps(self._step_size.tokens)
+        deltas = self._scheduler.lose(
             step,
-            f"the device has no memory left for a step of {num_tokens} tokens, and smaller steps"
-            " are not tried; try again, or free memory that other programs have taken",
+            _MOST_LOST_STEPS,
+            f"the device has no memory left, not even for a step of {num_tokens} tokens; try again,"
+            " or free memory that other programs have taken",
             OutOfMemoryError,
         )
+        logger.warning(
+            "a step of %d tokens lacked memory: steps of up to %d tokens follow, and %d requests"
+            " are given up (%s)",
+            num_tokens,
+            self._step_size.tokens,
+            len(deltas),
+            error,
+        )
+        return deltas
 
     def _launch_step(self) -> None:
         started = time.perf_counter()

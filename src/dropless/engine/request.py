@@ -35,6 +35,7 @@ class Request:
     num_computed: int = 0
     num_pending: int = 0
     started_in: int = NOT_STARTED  # the number of the step in which it took its row
+    num_lost_steps: int = 0  # failed ones, since its last token
     ended: bool = False  # what steps still bring for it is of no interest
     blocks: list[int] = field(default_factory=list)
     new_blocks: list[int] = field(default_factory=list)  # of `blocks`, those not yet in a step
@@ -105,6 +106,7 @@ class Request:
     ) -> TokenDelta:
         """Append a pending token. The delta has a finish reason if that was the last one."""
         self.num_pending -= 1
+        self.num_lost_steps = 0
         self.token_ids.append(token_id)
         finish_reason: FinishReason | None = None
         if token_id in self.end_token_ids or grammar_finished:

@@ -161,11 +161,15 @@ class Scheduler:
         one must not come while more requests run than it has tokens."""
         self._budget = step_token_budget
 
-    def fail(self, step: ScheduledStep, error: str, kind: type[EngineError]) -> list[TokenDelta]:
-        """End the requests of a step that is lost. Returns their last deltas."""
+    def lose(
+        self, step: ScheduledStep, most: int, error: str, kind: type[EngineError]
+    ) -> list[TokenDelta]:
+        """A step has failed; everything waits again. Ends requests that have lost more than `most`
+        steps since their last token. Returns their last deltas."""
         deltas = []
         for request in step.requests:
-            if not request.ended:
+            request.num_lost_steps += 1
+            if request.num_lost_steps > most and not request.ended:
                 self._end(request)
                 deltas.append(request.failed(error, kind))
         return deltas
