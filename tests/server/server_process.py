@@ -5,6 +5,7 @@ Run as a module it is that process: `python -m tests.server.server_process FOLDE
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import subprocess
@@ -27,7 +28,8 @@ class ServerProcess:
     """Starts on construction, with the port already taken; `wait_until_ready` for the rest."""
 
     def __init__(self, folder: Path, *, port: int = 0, **options: Any) -> None:
-        """`options` are fields of EngineConfig, and `limits` those of HttpLimits."""
+        """`options` are fields of EngineConfig, `limits` those of HttpLimits, and `builder` makes
+        another engine than the real one."""
         arguments = [str(folder), json.dumps({"port": port, **options})]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.server.server_process", *arguments],
@@ -105,11 +107,16 @@ def _drain(pipe: Any, lines: list[str]) -> None:
 
 
 def _main(folder: str, options: dict[str, Any]) -> None:
+    from dropless.engine import client
     from dropless.engine.config import EngineConfig
+    from dropless.server import serve as serve_module
     from dropless.server.limits import HttpLimits
     from dropless.server.listener import listen, url
-    from dropless.server.serve import serve
 
+    builder = options.pop("builder", client.DEFAULT_BUILDER)
+    serve_module.AsyncEngineClient = functools.partial(  # type: ignore[misc, assignment]
+        client.AsyncEngineClient, builder=builder
+    )
     listener = listen("127.0.0.1", options.pop("port"))
     print(url(listener), flush=True)
     limits = HttpLimits(**options.pop("limits", {}))
@@ -122,7 +129,7 @@ def _main(folder: str, options: dict[str, Any]) -> None:
         "kv_cache_bytes": 2048 * KV_BYTES_PER_BLOCK,
         **options,
     }
-    serve(EngineConfig(**settings), listener, limits=limits)
+    serve_module.serve(EngineConfig(**settings), listener, limits=limits)
 
 
 if __name__ == "__main__":
