@@ -16,6 +16,7 @@ from dropless.errors import (
     GrammarError,
     InvalidRequestError,
     ModelNotFoundError,
+    OutOfMemoryError,
 )
 from dropless.server.errors import invalid_request, to_http_error
 from dropless.server.protocol import ChatBody
@@ -30,6 +31,7 @@ from dropless.server.protocol import ChatBody
         (ModelNotFoundError("who"), 404, "invalid_request_error", "model_not_found"),
         (HTTPException(413, "big"), 413, "invalid_request_error", "request_too_large"),
         (EngineOverloadedError("full"), 503, "server_error", "overloaded"),
+        (OutOfMemoryError("none left"), 503, "server_error", "out_of_memory"),
         (EngineDeadError("gone"), 503, "server_error", "engine_unavailable"),
         (EngineError("failed"), 500, "server_error", "engine_error"),
         (KeyError("bug"), 500, "server_error", "internal_error"),
