@@ -9,9 +9,9 @@ engine; step time = (time for 129 tokens - time for 1) / 128, prefill = prompt t
 The limit is the time to read at measured copy bandwidth what a rank must read once a step: all
 weights outside the experts, the experts that a batch hits on average if routing is even, and the
 keys and values in the middle of the run (`dropless.bench.roofline`). `--slice-of N` computes what
-one of N tensor-parallel ranks does, without its collectives. `--deterministic` turns that setting on,
-to be compared with a run without. `--profile` shows the kernels of a step and how long the device
-idles. Writes results/dbrx_steps.json beside this script.
+one of N tensor-parallel ranks does, without its collectives. `--deterministic` turns that setting
+on, to be compared with a run without. `--profile` shows the kernels of a step and how long the
+device idles. Writes results/dbrx_steps.json beside this script.
 """
 
 from __future__ import annotations
