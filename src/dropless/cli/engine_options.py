@@ -46,7 +46,8 @@ OPTIONS: dict[str, Any] = {
     "deterministic": _option(
         bool,
         None,
-        "The same answer to the same request, to the bit, whatever else runs; slower.",
+        "The same request with the same seed gets the same answer, to the bit, whatever else runs;"
+        " slower.",
         "--deterministic",
     ),
     "max_model_len": _option(

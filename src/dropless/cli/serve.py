@@ -36,6 +36,7 @@ def serve(
         dropless serve qwen2.5-coder-0.5b-instruct --port 9000
         dropless serve ./model.gguf --threads 2 --max-model-len 4096
         dropless serve databricks/dbrx-instruct --tensor-parallel-size 8
+        dropless serve --deterministic  # no answer depends on the other requests
     """
     from dropless.cli.find_model import resolve_model
     from dropless.engine.config import EngineConfig
