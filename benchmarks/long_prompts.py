@@ -24,7 +24,8 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,53 +34,42 @@ from typing import Any
 import numpy as np
 import torch
 
-from dropless.checkpoints.open import open_checkpoint
+from dropless.bench.slice_engine import slice_engine
 from dropless.checkpoints.resolve import resolve
 from dropless.checkpoints.writer import tiny_dbrx_config
 from dropless.engine import long_prompts
+from dropless.engine.build import build_engine
 from dropless.engine.config import EngineConfig
-from dropless.engine.constraints import Constraints
 from dropless.engine.engine import Engine
-from dropless.engine.executor import Executor, start_executor
-from dropless.engine.load import load_runner
 from dropless.engine.long_prompts import LongPrompts
-from dropless.engine.memory import MemoryPlan, plan_memory
 from dropless.engine.messages import EngineRequest
 from dropless.engine.sampling_params import SamplingParams
-from dropless.models.registry import parse_config, weight_bytes
-from dropless.parallel.group import Group
 
 RESULTS = Path(__file__).parent / "results"
 CHAT_PROMPT, CHAT_OUTPUT, LONG_OUTPUT = 200, 128, 4
-BUDGET = 8192  # of a slice, for which nothing is planned
+SLICE_BUDGET = 8192  # for a slice nothing is planned
+VOCABULARY = 500  # of prompts; every part of every model has as many
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A model, and what an engine must know of it."""
-
-    executor: Executor
-    config: EngineConfig
-    plan: MemoryPlan
-    vocab_size: int
-
-    def engine(self, slowdown: float) -> Engine:
-        """A new one; the one before must be idle."""
-        return Engine(
-            self.executor,
-            Constraints(None, self.vocab_size, ()),
-            num_blocks=self.plan.num_blocks,
-            block_size=self.config.block_size,
-            max_model_len=self.plan.max_model_len,
-            max_running_requests=self.config.max_running_requests,
-            max_waiting_requests=self.config.max_waiting_requests,
-            step_token_budget=self.plan.step_token_budget,
-            prefix_caching=False,
-            long_prompts=LongPrompts(self.config.long_prompt_tokens, slowdown),
-        )
-
-
-def load(arguments: argparse.Namespace, folder: Path, rows: int, max_len: int) -> Loaded:
+@contextmanager
+def made_engine(
+    arguments: argparse.Namespace, folder: Path, rows: int, slowdown: float
+) -> Iterator[Engine]:
+    max_len = arguments.long_tokens + LONG_OUTPUT
+    if arguments.slice_of > 1:
+        tokens = rows * 2 * (CHAT_PROMPT + CHAT_OUTPUT) + (arguments.long_users + 1) * max_len
+        with slice_engine(
+            folder,
+            arguments.slice_of,
+            quantization=arguments.quantization,
+            max_model_len=max_len,
+            max_running_requests=rows,
+            cache_tokens=tokens,
+            step_token_budget=arguments.budget or SLICE_BUDGET,
+            long_prompts=LongPrompts(slowdown=slowdown),
+        ) as (engine, _):
+            yield engine
+        return
     config = EngineConfig(
         model_path=folder,
         weights="random",
@@ -89,43 +79,14 @@ def load(arguments: argparse.Namespace, folder: Path, rows: int, max_len: int) -
         max_running_requests=rows,
         max_model_len=max_len,
         step_token_budget=arguments.budget,
+        long_prompt_slowdown=slowdown,
         prefix_caching=False,
     )
-    checkpoint = open_checkpoint(folder, config.weights, config.seed)
-    model = parse_config(checkpoint.config)
-    if arguments.slice_of > 1:
-        ranks = arguments.slice_of
-        tokens = rows * 2 * (CHAT_PROMPT + CHAT_OUTPUT) + (arguments.long_users + 1) * max_len
-        num_blocks = tokens // config.block_size
-        heads = model.num_kv_heads // ranks
-        sizes = 2 * num_blocks * config.block_size * heads * model.head_dim * 2 * model.num_layers
-        plan = MemoryPlan(
-            device="cuda",
-            dtype=torch.bfloat16,
-            quantization=arguments.quantization,
-            threads=1,
-            max_model_len=max_len,
-            step_token_budget=arguments.budget or BUDGET,
-            num_blocks=num_blocks,
-            weight_bytes=weight_bytes(
-                checkpoint,
-                dtype=torch.bfloat16,
-                num_ranks=ranks,
-                quantization=arguments.quantization,
-            ),
-            kv_cache_bytes=sizes,
-            workspace_bytes=0,
-            limit_bytes=torch.cuda.mem_get_info()[0],
-        )
-        vocab_size = model.vocab_size // ranks
-        constraints = Constraints(None, vocab_size, ())
-        runner = load_runner(config, plan, Group(0, ranks), constraints, lambda *_: None)
-        return Loaded(Executor(runner), config, plan, vocab_size)
-    plan = plan_memory(config, checkpoint)
-    print(plan.describe())
-    constraints = Constraints(None, model.vocab_size, ())
-    executor = start_executor(config, plan, constraints, lambda *_: None)
-    return Loaded(executor, config, plan, model.vocab_size)
+    engine, _ = build_engine(config, lambda *_: None)
+    try:
+        yield engine
+    finally:
+        engine.close()
 
 
 @dataclass(slots=True)
@@ -148,9 +109,8 @@ class Answer:
 class Traffic:
     """Closed-loop users of an engine."""
 
-    def __init__(self, loaded: Loaded, slowdown: float) -> None:
-        self._engine = loaded.engine(slowdown)
-        self._vocab_size = min(10_000, loaded.vocab_size)
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._numbers = itertools.count()
         self._live: dict[str, Answer] = {}
         self.finished: list[Answer] = []
@@ -158,7 +118,7 @@ class Traffic:
 
     def ask(self, num_prompt: int, output: int, *, is_long: bool = False) -> Answer:
         name = str(next(self._numbers))
-        prompt = [random.randrange(self._vocab_size) for _ in range(num_prompt)]
+        prompt = [random.randrange(VOCABULARY) for _ in range(num_prompt)]
         params = SamplingParams(temperature=0.0, max_tokens=output, ignore_eos=True)
         answer = self._live[name] = Answer(is_long, time.perf_counter())
         self._engine.add_request(EngineRequest(name, prompt, params))
@@ -214,9 +174,9 @@ def gaps(answers: Sequence[Answer]) -> list[float]:
 
 
 def measure(
-    loaded: Loaded, arguments: argparse.Namespace, chats: int, slowdown: float
+    engine: Engine, arguments: argparse.Namespace, chats: int, slowdown: float
 ) -> dict[str, Any]:
-    traffic = Traffic(loaded, slowdown)
+    traffic = Traffic(engine)
     traffic.chats = chats
     while len(traffic.finished) < 2 * chats:  # all is compiled, and users are out of step
         traffic.step()
@@ -290,36 +250,34 @@ def main() -> None:
     arguments = parser.parse_args()
     numbers = [int(number) for number in arguments.chats.split(",")]
     slowdowns = [float(slowdown) for slowdown in arguments.slowdowns.split(",")]
-    max_len = arguments.long_tokens + LONG_OUTPUT
     if arguments.tiny:
-        model = tiny_dbrx_config(max_seq_len=max_len)
+        model = tiny_dbrx_config(max_seq_len=arguments.long_tokens + LONG_OUTPUT)
     else:
         model = json.loads((resolve("dbrx", allow_shapes=True) / "config.json").read_text())
         model["n_layers"] = arguments.layers
-        max_len = min(max_len, model["max_seq_len"])
+    rows = max(numbers) + arguments.long_users + 1
+    measured: list[dict[str, Any]] = []
+    without_chats: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(model))
-        rows = max(numbers) + arguments.long_users + 1
-        loaded = load(arguments, Path(folder), rows, max_len)
-    alone = []
-    for _ in range(2):  # the first compiles
-        traffic = Traffic(loaded, slowdowns[0])
-        alone = traffic.long_prompts(1, 1, arguments.long_tokens)
-        traffic.drain()
-    print(f"a long prompt without chats: TTFT {alone[0].ttft:.2f} s", flush=True)
-    measured = []
-    for chats, slowdown in itertools.product(numbers, slowdowns):
-        measured.append(measure(loaded, arguments, chats, slowdown))
-        print(describe(measured[-1]), flush=True)
-    loaded.executor.close()
-    on_gpu = loaded.plan.device == "cuda"
+        for slowdown in slowdowns:
+            with made_engine(arguments, Path(folder), rows, slowdown) as engine:
+                for _ in range(2):  # the first compiles
+                    traffic = Traffic(engine)
+                    [alone] = traffic.long_prompts(1, 1, arguments.long_tokens)
+                    traffic.drain()
+                without_chats.append(alone.ttft)
+                print(f"a long prompt without chats: TTFT {alone.ttft:.2f} s", flush=True)
+                for chats in numbers:
+                    measured.append(measure(engine, arguments, chats, slowdown))
+                    print(describe(measured[-1]), flush=True)
+    on_gpu = arguments.device != "cpu" and torch.cuda.is_available()
     document = {
         "device": torch.cuda.get_device_name() if on_gpu else "CPU",
         "torch": torch.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": {name: str(value) for name, value in vars(arguments).items()},
-        "step_token_budget": loaded.plan.step_token_budget,
-        "long_ttft_without_chats_s": alone[0].ttft,
+        "long_ttft_without_chats_s": without_chats,
         "rows": measured,
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

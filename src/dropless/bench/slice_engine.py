@@ -11,11 +11,13 @@ from typing import Literal
 import torch
 
 from dropless.checkpoints.open import open_checkpoint
+from dropless.engine import long_prompts
 from dropless.engine.config import EngineConfig
 from dropless.engine.constraints import Constraints
 from dropless.engine.engine import Engine
 from dropless.engine.executor import Executor
 from dropless.engine.load import load_runner
+from dropless.engine.long_prompts import LongPrompts
 from dropless.engine.machine_memory import available_memory
 from dropless.engine.memory import MemoryPlan
 from dropless.layers.weights import WeightFormat
@@ -34,6 +36,7 @@ def slice_engine(
     cache_tokens: int,
     step_token_budget: int = 8192,
     deterministic: bool = False,
+    long_prompts: LongPrompts = long_prompts.DEFAULT,
     device: Literal["cpu", "cuda"] = "cuda",
 ) -> Iterator[tuple[Engine, float]]:
     """The engine of rank 0 of `ranks` that exchange nothing, with generated weights, and the
@@ -82,5 +85,6 @@ def slice_engine(
         max_waiting_requests=max_running_requests,
         step_token_budget=plan.step_token_budget,
         prefix_caching=False,
+        long_prompts=long_prompts,
     )
     yield engine, time.monotonic() - started

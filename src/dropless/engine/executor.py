@@ -190,9 +190,9 @@ def follow_rank_0(
 ) -> None:
     """The program of every rank above 0: load, then compute along for as long as rank 0 does."""
     constraints = Constraints(None, vocab_size, eos_token_ids)  # rank 0 alone samples
-    checkpoint = open_checkpoint(config.model_path, config.weights, config.seed)
     with _loading(plan, place.rank):
         group = Group.join(place.rank, place.size, _device(plan, place.rank), place.folder)
+        checkpoint = open_checkpoint(config.model_path, config.weights, config.seed)
         runner = load_runner(config, checkpoint, plan, group, constraints, lambda *_: None)
     place.link.send(Reached(_LOADED))
     while True:
