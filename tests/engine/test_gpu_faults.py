@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -90,7 +91,8 @@ def test_a_server_that_finds_no_memory_ends_with_one_line(tmp_path: Path) -> Non
         free(taken)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
-    assert "memory" in result.stderr.splitlines()[-1], result.stderr
+    words = " ".join(result.stderr.split())  # the line may be wrapped
+    assert re.search(r"no memory left|To make it fit|memory ran out", words), words
 
 
 def test_a_model_that_finds_no_memory_after_the_plan_says_what_is_free(

@@ -161,6 +161,29 @@ def test_a_killed_engine_is_told_within_two_seconds_and_comes_back(
     assert server.client().completions.create(model=MODEL_ID, prompt="hi").choices[0].text
 
 
+def test_a_rank_killed_in_the_middle_is_named_and_all_ranks_come_back(
+    start_server: StartServer,
+) -> None:
+    server = start_server(tensor_parallel_size=2).wait_until_ready()
+    ask = {"model": MODEL_ID, "prompt": "hi", "temperature": 0, "max_tokens": 20}
+    expected = httpx.post(f"{server.url}/v1/completions", json=ask, timeout=60).json()["choices"]
+    engine = server.engine_process()
+    [rank_1] = engine.children()
+    with ThreadPoolExecutor(1) as thread:
+        answer = thread.submit(httpx.post, f"{server.url}/v1/completions", json=ASKED, timeout=60)
+        server.wait_until_running()
+        rank_1.kill()
+        response = answer.result(timeout=30)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (503, "engine_unavailable")
+    assert f"rank 1 (process {rank_1.pid}) was killed by SIGKILL" in error["message"]
+    server.wait_until_ready()
+    assert server.health().json()["restarts"] == 1
+    assert not engine.is_running()
+    again = httpx.post(f"{server.url}/v1/completions", json=ask, timeout=60).json()["choices"]
+    assert again == expected
+
+
 def test_the_openai_client_does_not_notice_a_killed_engine(start_server: StartServer) -> None:
     server = start_server().wait_until_ready()
     client = server.client(max_retries=10)
