@@ -275,6 +275,8 @@ class Scheduler:
             request = self._waiting[place]
             if request.num_pending:
                 return
+            if plan.long_budget or request not in self._long:
+                self._note_length(request)  # its beginning may be known by now, or no longer
             if not plan.long_budget and request in self._long:
                 place += 1
                 continue
@@ -282,7 +284,6 @@ class Scheduler:
             # preempt it soon.
             if not self._cache.start(request, len(self._running) + plan.promised_blocks):
                 return
-            self._note_length(request)  # others may have computed its beginning meanwhile
             del self._waiting[place]
             insort(self._running, request, key=_ORDER)
             if request.scheduled_time == 0.0:
