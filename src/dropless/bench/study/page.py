@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ def _places(folder: Path, all_reduce: Path, written: list[Path]) -> list[str]:
             _reasons(place.curves),
             "What the steps take, in ms:\n",
             _steps_table(place.curves),
+            *(_weak_points(curve) for curve in place.curves.values()),
             _check_table(place.curves),
         ]
     return text
@@ -287,6 +289,19 @@ def _steps_table(found: dict[str, Curve]) -> str:
         ratios = [f"{ms[model] / ms['dbrx']:.2f}" for model in others]
         rows.append([name, *(f"{ms[model]:.2f}" for model in found), *ratios])
     return table(heads, rows)
+
+
+def _weak_points(curve: Curve) -> str:
+    """Says where a step takes longer than one of more rows."""
+    counts = [count for count in curve.windows if count <= curve.room.max_running_requests]
+    weak = [a for a, b in pairwise(counts) if curve.step_ms(a, 0) > 1.02 * curve.step_ms(b, 0)]
+    if not weak:
+        return ""
+    return (
+        f"**{TITLES[curve.model]}** takes longer for a step of {' or '.join(map(str, weak))} rows"
+        " than for one of more: there it is the engine's kernels that are slow, and a comparison at"
+        " as many users favours the others.\n"
+    )
 
 
 def _check_table(found: dict[str, Curve]) -> str:
