@@ -127,6 +127,17 @@ def test_batches_that_the_cache_cannot_hold_are_left_out_and_said() -> None:
     assert any(f"holds {layout['users']} users" in note for note in document["notes"])
 
 
+def test_predictions_are_of_the_steps_that_memory_leaves_room_for() -> None:
+    arguments = ["dbrx", "--gpu", "H200", "--count", "1", "--quantization", "fp8"]
+    found = planned(*arguments)["layouts"][0]
+    assert found["memory_of_each_gpu"]["step_token_budget"] == 4096
+    asked = planned(*arguments, "--step-token-budget", "4096")["layouts"][0]
+    times = [[row["ttft_ms"] for row in each["predictions"]] for each in (found, asked)]
+    assert times[0] == times[1]
+    larger = planned(*arguments, "--step-token-budget", "8192")["layouts"][0]
+    assert larger["users"] < found["users"]
+
+
 def test_the_tables_show_measured_beside_predicted(tmp_path: Path) -> None:
     config = json.loads((resolve("dbrx", allow_shapes=True) / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "n_layers": 8}))

@@ -131,6 +131,8 @@ def _layout_report(
     batches: Sequence[int],
 ) -> LayoutReport:
     efficiency = find_efficiency(gpu, planned.layout.quantization)
+    if planned.memory is not None:  # where memory is short, steps are smaller
+        traffic = replace(traffic, step_token_budget=planned.memory.step_token_budget)
     predictions = [
         predict(model, planned.layout, gpu, efficiency, traffic, batch)
         for batch in batches

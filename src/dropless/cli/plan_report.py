@@ -119,6 +119,7 @@ def _planned(planned: PlannedLayout) -> dict[str, Any]:
             "workspace_bytes": memory.workspace_bytes,
             "limit_bytes": memory.limit_bytes,
             "max_model_len": memory.max_model_len,
+            "step_token_budget": memory.step_token_budget,
         }
     return {
         "count": layout.count,
