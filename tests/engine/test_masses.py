@@ -12,18 +12,9 @@ from dropless.engine.masses import log_total
 from dropless.engine.sampler import Sampler
 from dropless.engine.sampling_params import SamplingParams
 from dropless.engine.sampling_row import SamplingRow
+from tests.ops.test_versions import DEVICES
 
 VOCAB, ROWS = 50_003, 40
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-        ],
-    ),
-]
 
 
 @pytest.fixture

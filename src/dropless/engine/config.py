@@ -36,9 +36,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int | None = None  # None: the model's own, cut to what the cache can hold
     max_running_requests: int = 256
     max_waiting_requests: int = 4096
-    step_token_budget: int | None = (
-        None  # None: 256 on a CPU, 8192 on a GPU, less if it has little memory
-    )
+    step_token_budget: int | None = None  # None: 256 on a CPU, 8192 to 2048 on a GPU, by memory
     long_prompt_tokens: int = long_prompts.DEFAULT.tokens  # a prompt of more to compute is long
     long_prompt_slowdown: float = long_prompts.DEFAULT.slowdown  # by such, of those who generate
     block_size: int = 16

@@ -3,7 +3,6 @@ known, so that no request waits for that."""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +15,6 @@ from dropless.layers.batch import ForwardBatch
 from dropless.models.decoder import CausalLM
 from dropless.ops.attention import PagedBatch
 from dropless.parallel.group import Group
-
-logger = logging.getLogger(__name__)
 
 # Numbers of tokens of a step; between two of them no other kernel is chosen.
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -37,8 +34,7 @@ def warm_up(
     """Compute steps of all sizes into `spare_block`, which belongs to no sequence, each rank by
     itself. Tiles of shapes that no table has are measured first and kept in `cache_folder`, which
     takes up to a minute."""
-    from dropless.ops.triton.tiles import noting_strangers
-    from dropless.ops.triton.tuning import read_cache, tune
+    from dropless.ops.triton.tuning import read_cache, tune_for
 
     def compute(num_tokens: int) -> None:
         torch.cuda.set_device(device)
@@ -48,16 +44,11 @@ def warm_up(
     read_cache(cache_folder)
     progress("compiling kernels", 0.0)
     with group.alone():
-        with noting_strangers() as strangers:
-            compute(8)
-        if strangers:
-            names = ", ".join(f"{product.op} {list(product.shape)}" for product in strangers)
-            logger.info("measuring tiles for %s", names)
-            tune(
-                list(strangers.values()),
-                lambda done: progress("measuring kernels", done),
-                folder=cache_folder if group.rank == 0 else None,
-            )
+        tune_for(
+            lambda: compute(8),
+            lambda done: progress("measuring kernels", done),
+            folder=cache_folder if group.rank == 0 else None,
+        )
         sizes = [size for size in _SIZES if size <= model.config.max_position_embeddings]
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # compilers run side by side
             for done, _ in enumerate(pool.map(compute, sizes)):

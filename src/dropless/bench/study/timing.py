@@ -51,11 +51,7 @@ def tune_tiles(layer: Callable[[], object], device: str) -> None:
     tiles of shapes that no table has. `layer` computes a few tokens."""
     if device == "cpu":
         return
-    from dropless.ops.triton.tiles import noting_strangers
-    from dropless.ops.triton.tuning import read_cache, tune
+    from dropless.ops.triton.tuning import read_cache, tune_for
 
     read_cache(cache_root() / "tiles")
-    with noting_strangers() as strangers:
-        layer()
-    if strangers:
-        tune(list(strangers.values()), lambda _: None, limit_s=_TUNING_S)
+    tune_for(layer, lambda _: None, limit_s=_TUNING_S)

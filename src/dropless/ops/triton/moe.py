@@ -130,15 +130,14 @@ def fused_experts_cuda(
     """One or a few tokens: no grouping. Up to a few hundred: tiles, each weight read once. Beyond:
     grouped products at the speed of the matrix units."""
     x, topk_ids, topk_weights = x.contiguous(), topk_ids.contiguous(), topk_weights.contiguous()
-    (num_experts, _, width), num_pairs = down.shape, topk_ids.numel()
-    is_short = width <= _SHORT_WIDTH
-    if num_pairs <= (_PAIRS if isinstance(gate_up, Tensor) else _PAIRS // 2 * is_short):
+    num_pairs = topk_ids.numel()
+    if num_pairs <= _most_pairs(down):
         return experts_by_pairs(x, gate_up, down, topk_weights, topk_ids)
-    grouping = group_pairs(topk_ids, num_experts)
     if len(x) <= CUTLASS_TOKENS or x.dtype == torch.float32 or not is_aligned(down):
-        made = gate_up_by_tiles(x, gate_up, grouping, _tile("gate_up", gate_up, num_pairs))
-        out = down_by_tiles(made, down, grouping, _tile("down", down, num_pairs))
-        return _combine(out, None, topk_weights, topk_ids, num_experts)
+        tiles = _tile("gate_up", gate_up, num_pairs), _tile("down", down, num_pairs)
+        return _by_tiles(x, gate_up, down, topk_weights, topk_ids, *tiles)
+    num_experts = down.shape[0]
+    grouping = group_pairs(topk_ids, num_experts)
     out = _by_cutlass(x, gate_up, down, grouping, topk_ids.shape[1])
     return _combine(out, grouping.places(), topk_weights, topk_ids, num_experts)
 
@@ -153,10 +152,14 @@ def fused_experts_invariant(
 ) -> Tensor:
     """Tiles of one size for any number of tokens."""
     x, topk_ids, topk_weights = x.contiguous(), topk_ids.contiguous(), topk_weights.contiguous()
-    grouping = group_pairs(topk_ids, down.shape[0])
-    made = gate_up_by_tiles(x, gate_up, grouping, fixed_tile("gate_up", gate_up))
-    out = down_by_tiles(made, down, grouping, fixed_tile("down", down))
-    return _combine(out, None, topk_weights, topk_ids, down.shape[0])
+    tiles = fixed_tile("gate_up", gate_up), fixed_tile("down", down)
+    return _by_tiles(x, gate_up, down, topk_weights, topk_ids, *tiles)
+
+
+def _most_pairs(down: Tensor | Fp8Tensor) -> int:
+    if isinstance(down, Tensor):
+        return _PAIRS
+    return _PAIRS // 2 if down.shape[2] <= _SHORT_WIDTH else 0
 
 
 def _tile(op: str, weight: Tensor | Fp8Tensor, num_pairs: int) -> Tile:
@@ -195,6 +198,23 @@ def down_by_tiles(made: Tensor, down: Tensor | Fp8Tensor, grouping: Grouping, ti
         SCALED=isinstance(down, Fp8Tensor), **tile.arguments(made),
     )  # fmt: skip
     return out
+
+
+def _by_tiles(
+    x: Tensor,
+    gate_up: Tensor | Fp8Tensor,
+    down: Tensor | Fp8Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
+    gate_up_tile: Tile,
+    down_tile: Tile,
+) -> Tensor:
+    """`fused_experts` in tiles of these sizes."""
+    num_experts = down.shape[0]
+    grouping = group_pairs(topk_ids, num_experts)
+    made = gate_up_by_tiles(x, gate_up, grouping, gate_up_tile)
+    out = down_by_tiles(made, down, grouping, down_tile)
+    return _combine(out, None, topk_weights, topk_ids, num_experts)
 
 
 def _by_cutlass(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +26,11 @@ from dropless.ops.triton.tiles import (
     TileTable,
     forget_choices,
     gpu_name,
+    noting_strangers,
     table_of,
 )
+
+logger = logging.getLogger(__name__)
 
 _TOP_K = 4  # experts a token, when pairs are made up
 _SHARED_MEMORY = 225 * 1024  # of a program on Hopper
@@ -44,6 +48,22 @@ def read_cache(folder: Path) -> None:
     for product, best in TileTable.read(table.gpu, folder).products.items():
         table.products.setdefault(product, best)
     forget_choices()
+
+
+def tune_for(
+    compute: Callable[[], object],
+    progress: Callable[[float], None],
+    *,
+    folder: Path | None = None,
+    limit_s: float = 60.0,
+) -> None:
+    """`tune` what `compute`, on a few tokens, multiplies with and no table knows yet."""
+    with noting_strangers() as strangers:
+        compute()
+    if strangers:
+        names = ", ".join(f"{product.op} {list(product.shape)}" for product in strangers)
+        logger.info("measuring tiles for %s", names)
+        tune(list(strangers.values()), progress, folder=folder, limit_s=limit_s)
 
 
 @torch.inference_mode()
