@@ -105,6 +105,7 @@ class ParallelExecutor(Executor):
 
     def close(self) -> None:
         """End the processes of the other ranks. May be called again."""
+        self._runner.drop_graphs()  # NCCL does not let go of a group that a graph still uses
         self._ranks.close()
 
     @contextmanager

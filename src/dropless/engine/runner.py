@@ -101,6 +101,11 @@ class Runner:
         )
         self._graphs.capture_all(progress)
 
+    def drop_graphs(self) -> None:
+        """Nothing is computed after that."""
+        if self._graphs is not None:
+            self._graphs.drop_all()
+
     @property
     def replaced(self) -> Mapping[int, int]:
         """By row, the tokens that the next step computes in the place of sampled ones: results have

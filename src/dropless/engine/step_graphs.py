@@ -121,6 +121,16 @@ class StepGraphs:
             progress(done / count)
             self._decode_graphs[size] = self._capture_decode(size)
 
+    def drop_all(self) -> None:
+        """Let go of every graph, though a launched step may refer to one. May be called again."""
+        for decode in self._decode_graphs.values():
+            decode.forward.reset()
+            decode.choose.reset()
+        for other in self._forward_graphs.values():
+            other.forward.reset()
+        self._decode_graphs.clear()
+        self._forward_graphs.clear()
+
     def decode(self, arrays: StepArrays) -> Decoded:
         """Compute the logits of a step whose every sequence has one token."""
         num_rows = len(arrays.rows)

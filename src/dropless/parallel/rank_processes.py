@@ -107,7 +107,7 @@ class RankProcesses:
             return
         self._closed = True
         self._kill()
-        self._listener.join()
+        self._listener.join(_END_S)  # it disconnects the group, in which a GPU may be stuck
         for worker in self._workers:
             worker.process.wait()
             worker.link.close()
