@@ -46,6 +46,10 @@ class ChatTemplateError(InvalidRequestError):
         super().__init__(message, param=param, code="chat_template_failed")
 
 
+class PermissionDeniedError(DroplessError):
+    """Who asks is known, and may not do this. The message names the permission that is missing."""
+
+
 class ModelNotFoundError(DroplessError):
     """No model, file, folder or catalogue entry has this name."""
 

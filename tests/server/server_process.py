@@ -22,6 +22,12 @@ import psutil
 from tests.server.tiny_model import KV_BYTES_PER_BLOCK, MODEL_ID
 
 START_S = 60.0
+TINY_ENGINE = {
+    "weights": "random",
+    "device": "cpu",
+    "threads": 1,
+    "kv_cache_bytes": 2048 * KV_BYTES_PER_BLOCK,
+}
 
 
 class ServerProcess:
@@ -29,7 +35,7 @@ class ServerProcess:
 
     def __init__(self, folder: Path, *, port: int = 0, **options: Any) -> None:
         """`options` are fields of EngineConfig, `limits` those of HttpLimits, and `builder` makes
-        another engine than the real one."""
+        another engine than the real one. `configuration` stands in place of them all."""
         arguments = [str(folder), json.dumps({"port": port, **options})]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.server.server_process", *arguments],
@@ -108,28 +114,29 @@ def _drain(pipe: Any, lines: list[str]) -> None:
 
 def _main(folder: str, options: dict[str, Any]) -> None:
     from dropless.engine import client
-    from dropless.engine.config import EngineConfig
-    from dropless.server import serve as serve_module
-    from dropless.server.limits import HttpLimits
+    from dropless.server.configuration.settings import Configuration
+    from dropless.server.endpoints import engines
     from dropless.server.listener import listen, url
+    from dropless.server.serve import serve
 
     builder = options.pop("builder", client.DEFAULT_BUILDER)
-    serve_module.AsyncEngineClient = functools.partial(  # type: ignore[misc, assignment]
+    engines.AsyncEngineClient = functools.partial(  # type: ignore[misc, assignment]
         client.AsyncEngineClient, builder=builder
     )
     listener = listen("127.0.0.1", options.pop("port"))
     print(url(listener), flush=True)
-    limits = HttpLimits(**options.pop("limits", {}))
-    settings = {
-        "model_path": Path(folder),
-        "model_id": MODEL_ID,
-        "weights": "random",
-        "device": "cpu",
-        "threads": 1,
-        "kv_cache_bytes": 2048 * KV_BYTES_PER_BLOCK,
-        **options,
+    limits = options.pop("limits", {})
+    configuration = options.pop("configuration", None) or {
+        "endpoints": [tiny_endpoint(folder, **options)]
     }
-    serve_module.serve(EngineConfig(**settings), listener, limits=limits)
+    configuration["server"] = {"limits": limits}
+    serve(Configuration.model_validate_json(json.dumps(configuration)), listener)
+
+
+def tiny_endpoint(folder: str, name: str = MODEL_ID, **engine: Any) -> dict[str, Any]:
+    """The section of an endpoint that serves the tiny model, or one like it."""
+    entity = {"name": name, "model": folder, "engine": {**TINY_ENGINE, **engine}}
+    return {"name": name, "served_entities": [entity]}
 
 
 if __name__ == "__main__":

@@ -50,8 +50,9 @@ def body(number: int) -> dict[str, Any]:
     return {"model": MODEL_ID, "prompt": prompt, "max_tokens": 80, "ignore_eos": True, **fields}
 
 
-def post(server: ServerProcess, number: int) -> httpx.Response:
-    return httpx.post(f"{server.url}/v1/completions", json=body(number), timeout=60)
+def post(server: ServerProcess, number: int, **fields: Any) -> httpx.Response:
+    asked = {**body(number), **fields}
+    return httpx.post(f"{server.url}/v1/completions", json=asked, timeout=60)
 
 
 def texts(responses: list[httpx.Response]) -> list[str]:
@@ -88,7 +89,7 @@ def test_without_any_memory_requests_get_503_until_there_is_some(
 ) -> None:
     [expected] = texts([post(server, 1)])
     with ThreadPoolExecutor(4) as threads:
-        running = [threads.submit(post, server, i) for i in range(4)]
+        running = [threads.submit(post, server, i, max_tokens=1500) for i in range(4)]
         server.wait_until_running(4)
         set_tokens(memory, 0)
         responses = [future.result() for future in running] + [post(server, 5)]

@@ -36,8 +36,13 @@ def resolve_model(model: str | None, *, allow_shapes: bool = False) -> tuple[Pat
     spec = default_model().name if model is None else model
     with fetch_progress(spec) as progress:
         path = resolve(spec, progress, allow_shapes=allow_shapes)
-    is_path = os.path.exists(os.path.expanduser(spec))
-    return path, path.name if is_path else spec
+    return path, client_name(spec)
+
+
+def client_name(spec: str) -> str:
+    """What clients call a model: a catalogue name or hub id as given, of a path its last part."""
+    path = Path(os.path.expanduser(spec))
+    return path.resolve().name if os.path.exists(path) else spec
 
 
 @contextmanager

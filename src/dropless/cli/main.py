@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from dropless import __version__
-from dropless.cli import bench, chat, generate, models, plan, pull, serve, study
+from dropless.cli import bench, chat, config, generate, models, plan, pull, serve, study
 from dropless.errors import DroplessError
 
 
@@ -49,6 +49,7 @@ for command in (
     study.study,
 ):
     app.command()(command)
+app.add_typer(config.config, name="config")
 
 
 def _print_version(wanted: bool) -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dropless.cli.engine_options import engine_options
+
+if TYPE_CHECKING:
+    from dropless.server.configuration.settings import Configuration
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8000
 
 
 @engine_options
@@ -19,14 +26,18 @@ def serve(
     ] = None,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0: everywhere.")
-    ] = "127.0.0.1",
+    ] = DEFAULT_HOST,
     port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="N", help="0: any free one.")
-    ] = 8000,
+    ] = DEFAULT_PORT,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A YAML file that says everything, in place of options."),
+    ] = None,
     *,
     engine: dict[str, Any],
 ) -> None:
-    """Serve a model over HTTP, as OpenAI's API.
+    """Serve models over HTTP, as OpenAI's API.
 
     Ctrl-C lets requests in flight finish and stops; Ctrl-C again stops at once.
 
@@ -37,12 +48,43 @@ def serve(
         dropless serve ./model.gguf --threads 2 --max-model-len 4096
         dropless serve databricks/dbrx-instruct --tensor-parallel-size 8
         dropless serve --deterministic  # no answer depends on the other requests
+        dropless serve --config dropless.yaml  # several models, and all else that a file can say
     """
     from dropless.cli.find_model import resolve_model
-    from dropless.engine.config import EngineConfig
+    from dropless.errors import SettingsError
+    from dropless.server.configuration.loading import load
     from dropless.server.listener import listen
     from dropless.server.serve import serve as serve_http
 
-    listener = listen(host, port)  # a port in use is told before anything is fetched
-    path, model_id = resolve_model(model, allow_shapes=engine.get("weights") == "random")
-    serve_http(EngineConfig(model_path=path, model_id=model_id, **engine), listener)
+    if config is None:
+        configuration = from_options(model, host, port, engine)
+    elif model is None and not engine and (host, port) == (DEFAULT_HOST, DEFAULT_PORT):
+        configuration = load(config)
+    else:
+        raise SettingsError(f"--config takes no model and no other options; put them into {config}")
+    # A port in use is told before anything is fetched.
+    listener = listen(configuration.server.host, configuration.server.port)
+    for endpoint in configuration.endpoints:
+        for entity in endpoint.served_entities:
+            resolve_model(entity.model, allow_shapes=entity.engine.weights == "random")
+    serve_http(configuration, listener)
+
+
+def from_options(model: str | None, host: str, port: int, engine: dict[str, Any]) -> Configuration:
+    """One endpoint with this model and nothing else."""
+    from dropless.checkpoints.catalogue import default_model
+    from dropless.cli.find_model import client_name
+    from dropless.server.configuration.endpoint_settings import (
+        EndpointSettings,
+        EngineSettings,
+        ServedEntitySettings,
+    )
+    from dropless.server.configuration.settings import Configuration, ServerSettings
+
+    spec = default_model().name if model is None else model
+    name = client_name(spec)
+    entity = ServedEntitySettings(model=spec, name=name, engine=EngineSettings(**engine))
+    return Configuration(
+        server=ServerSettings(host=host, port=port),
+        endpoints=(EndpointSettings(name=name, served_entities=(entity,)),),
+    )

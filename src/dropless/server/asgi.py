@@ -6,24 +6,22 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dropless.errors import DroplessError, EngineDeadError
-from dropless.server.errors import log_unexpected, to_http_error
+from dropless.errors import EngineDeadError
+from dropless.server.errors import is_platform_path, log_unexpected, to_http_error
 
 logger = logging.getLogger("dropless.server")
 
 T = TypeVar("T")
 
-_STOPPING = EngineDeadError("the server is stopping", retry_after_s=1.0)
+STOPPING = EngineDeadError("the server is stopping", retry_after_s=1.0)
 
 
 class RequestIds:
@@ -39,6 +37,7 @@ class RequestIds:
             return
         request_id = scope["request_id"] = f"req-{uuid.uuid4().hex}"
         header = (b"x-request-id", request_id.encode())
+        platform = is_platform_path(scope["path"])
         started = time.perf_counter()
         status = 0  # of the response, 0 until it starts
 
@@ -55,12 +54,12 @@ class RequestIds:
             pass
         except asyncio.CancelledError:  # the server stops, and the time to finish is over
             if not status:
-                await to_http_error(_STOPPING).response()(scope, receive, send_with_id)
+                await to_http_error(STOPPING).response(platform)(scope, receive, send_with_id)
         except Exception as error:
             log_unexpected(error, request_id)
             if status:
                 raise  # the connection is closed, so that the client sees the answer as cut
-            await to_http_error(error).response()(scope, receive, send_with_id)
+            await to_http_error(error).response(platform)(scope, receive, send_with_id)
         finally:
             line = (request_id, scope["method"], scope["path"], status or "client left")
             logger.info("%s %s %s %s %.0f ms", *line, (time.perf_counter() - started) * 1e3)
@@ -120,50 +119,42 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-class EventStream(Response):
-    """Server-sent events, each element of `chunks` being one or more whole events.
+class Reply:
+    """The response to one request: one body, or server-sent events. It starts with the first
+    bytes sent, so that an error before them still gets its own status."""
 
-    The response starts with the first chunk: an error before it still gets its own status, so
-    that clients can retry. A later error becomes the last event.
-    """
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
 
-    def __init__(self, chunks: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(
-            media_type="text/event-stream",
-            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
-        )
-        del self.headers["content-length"]
-        self._chunks = chunks
-        self._started = False
+    async def body(self, content: bytes, status: int = 200) -> None:
+        """All of it, as JSON."""
+        self.started = True
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(content)).encode()),
+        ]
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await _send_body(self._send, content, more=False)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await until_disconnected(receive, self._send_all(scope, send))
-        except asyncio.CancelledError:
-            if not self._started:
-                raise
-            await _send_body(send, event(to_http_error(_STOPPING).body()))
-            await _send_body(send, b"", more=False)
+    async def events(self, chunk: bytes) -> None:
+        """One or more whole events of a stream."""
+        if not self.started:
+            self.started = True
+            start = {"type": "http.response.start", "status": 200, "headers": list(_EVENT_HEADERS)}
+            await self._send(start)
+        await _send_body(self._send, chunk)
 
-    async def _send_all(self, scope: Scope, send: Send) -> None:
-        async with aclosing(self._chunks) as chunks:
-            try:
-                async for chunk in chunks:
-                    if not self._started:
-                        self._started = True
-                        await self._start(send)
-                    await _send_body(send, chunk)
-            except Exception as error:
-                if not self._started:
-                    raise
-                if not isinstance(error, DroplessError):
-                    log_unexpected(error, scope["request_id"])
-                await _send_body(send, event(to_http_error(error).body()))
-        await _send_body(send, b"", more=False)
+    async def end(self) -> None:
+        """The stream's end."""
+        await _send_body(self._send, b"", more=False)
 
-    async def _start(self, send: Send) -> None:
-        start = {"status": self.status_code, "headers": self.raw_headers}
-        await send({"type": "http.response.start", **start})
+
+_EVENT_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
 
 
 async def _send_body(send: Send, body: bytes, *, more: bool = True) -> None:

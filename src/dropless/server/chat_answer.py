@@ -14,7 +14,10 @@ from dropless.server.logprobs import TokenNames
 _encode = msgspec.json.encode
 
 
-class ChatAnswer(Answer):
+Entries = list[dict[str, Any]]
+
+
+class ChatAnswer(Answer[Entries]):
     """`logprobs` says whether the client asked for them."""
 
     body_object = "chat.completion"
@@ -28,18 +31,28 @@ class ChatAnswer(Answer):
         self._logprobs = logprobs
         self._opened: set[int] = set()  # choices whose first chunk, with the role, is out
         self._texts: list[list[str]] = [[] for _ in generation.choices]
-        self._entries: list[list[dict[str, Any]]] = [[] for _ in generation.choices]
+        self._entries: list[Entries] = [[] for _ in generation.choices]
         self._finish_reasons: dict[int, str] = {}
 
-    def _chunk(self, choice: Choice, delta: TextDelta) -> bytes:
+    def _collect(self, choice: Choice, delta: TextDelta) -> Entries:
+        self._texts[choice.index].append(delta.text)
+        if delta.finish_reason is not None:
+            self._finish_reasons[choice.index] = delta.finish_reason
+        if not self._logprobs or not delta.logprobs:
+            return []
+        entries = [self._names.chat_entry(entry) for entry in delta.logprobs]
+        self._entries[choice.index] += entries
+        return entries
+
+    def _chunk(self, choice: Choice, delta: TextDelta, news: Entries) -> bytes:
         index = choice.index
         events = b""
         if index not in self._opened:
             self._opened.add(index)
             events = self._delta_event(index, b'{"role":"assistant","content":"","refusal":null}')
-        if delta.text or (self._logprobs and delta.logprobs):
+        if delta.text or news:
             content = b'{"content":' + _encode(delta.text) + b"}"
-            logprobs = _encode(self._content(delta)) if self._logprobs else b"null"
+            logprobs = _encode(_content(news)) if self._logprobs else b"null"
             events += self._delta_event(index, content, logprobs=logprobs)
         if delta.finish_reason is not None:
             events += self._delta_event(index, b"{}", finish_reason=_encode(delta.finish_reason))
@@ -53,28 +66,19 @@ class ChatAnswer(Answer):
             % (index, delta, logprobs, finish_reason)
         )
 
-    def _content(self, delta: TextDelta) -> dict[str, Any]:
-        entries = [self._names.chat_entry(entry) for entry in delta.logprobs or ()]
-        return {"content": entries, "refusal": None}
-
-    def _collect(self, choice: Choice, delta: TextDelta) -> None:
-        self._texts[choice.index].append(delta.text)
-        if self._logprobs:
-            self._entries[choice.index] += self._content(delta)["content"]
-        if delta.finish_reason is not None:
-            self._finish_reasons[choice.index] = delta.finish_reason
-
     def _choice(self, choice: Choice) -> dict[str, Any]:
         index = choice.index
         text = "".join(self._texts[index])
         entry = {
             "index": index,
             "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": None,
-            "finish_reason": self._finish_reasons[index],
+            "logprobs": _content(self._entries[index]) if self._logprobs else None,
+            "finish_reason": self._finish_reasons.get(index),
         }
-        if self._logprobs:
-            entry["logprobs"] = {"content": self._entries[index], "refusal": None}
         if choice.prompt_logprobs is not None:
             entry["prompt_logprobs"] = self._names.prompt_entries(choice.prompt_logprobs)
         return entry
+
+
+def _content(entries: Entries) -> dict[str, Any]:
+    return {"content": entries, "refusal": None}

@@ -13,7 +13,7 @@ from dropless.engine.messages import TokenLogprob
 from dropless.engine.output import TextDelta
 from dropless.server.answer import Answer, Envelope
 from dropless.server.generation import Choice, Generation, Usage
-from dropless.server.logprobs import LegacyLogprobs, TokenNames
+from dropless.server.logprobs import LegacyLogprobs, LogprobLists, TokenNames
 
 _encode = msgspec.json.encode
 
@@ -32,7 +32,15 @@ class _Text:
         self.logprobs += more.logprobs
 
 
-class CompletionAnswer(Answer):
+@dataclass(slots=True)
+class _Shown:
+    """Some text, and the lists of its tokens' log probabilities, None if nobody asked for them."""
+
+    text: str
+    lists: LogprobLists | None
+
+
+class CompletionAnswer(Answer[_Shown]):
     """`logprobs` is how many alternatives to show, None for no logprobs. `echo` holds the text of
     each prompt, None if it is not wanted back. `prompt_only` leaves out all that was generated.
     `prompt_logprobs` adds the extension of that name."""
@@ -60,18 +68,29 @@ class CompletionAnswer(Answer):
         if logprobs is not None:
             self._legacy = [LegacyLogprobs(names, logprobs) for _ in generation.choices]
         self._begun: set[int] = set()  # choices whose first delta has come
-        self._collected = [_Text() for _ in generation.choices]
+        self._texts: list[list[str]] = [[] for _ in generation.choices]
+        self._lists: list[LogprobLists] = [{} for _ in generation.choices]
         self._finish_reasons: dict[int, str] = {}
 
-    def _usage(self) -> Usage:
-        usage = super()._usage()
+    def usage(self) -> Usage:
+        usage = super().usage()
         return replace(usage, completion_tokens=0) if self._prompt_only else usage
 
-    def _chunk(self, choice: Choice, delta: TextDelta) -> bytes:
+    def _collect(self, choice: Choice, delta: TextDelta) -> _Shown:
         news = self._news(choice, delta)
+        self._texts[choice.index].append(news.text)
+        if delta.finish_reason is not None:
+            self._finish_reasons[choice.index] = delta.finish_reason
+        if self._legacy is None:
+            return _Shown(news.text, None)
+        lists = self._legacy[choice.index].add(news.token_ids, news.logprobs)
+        _append(self._lists[choice.index], lists)
+        return _Shown(news.text, lists)
+
+    def _chunk(self, choice: Choice, delta: TextDelta, news: _Shown) -> bytes:
         events = b""
-        if news.text or (self._legacy and news.token_ids):
-            events = self._text_event(choice.index, news.text, self._logprobs(choice, news))
+        if news.text or (news.lists and news.lists["tokens"]):
+            events = self._text_event(choice.index, news.text, news.lists)
         if delta.finish_reason is not None:
             events += self._text_event(choice.index, finish_reason=delta.finish_reason)
         return events
@@ -80,7 +99,7 @@ class CompletionAnswer(Answer):
         self,
         index: int,
         text: str = "",
-        logprobs: dict[str, Any] | None = None,
+        logprobs: LogprobLists | None = None,
         finish_reason: str | None = None,
     ) -> bytes:
         parts = (index, _encode(text), _encode(logprobs), _encode(finish_reason))
@@ -92,7 +111,7 @@ class CompletionAnswer(Answer):
         if choice.index not in self._begun:
             self._begun.add(choice.index)
             if self._echo is not None:
-                news = self._prompt(choice, self._echo[choice.index // self._generation.n])
+                news = self._prompt(choice, self._echo[choice.index // self.generation.n])
         if not self._prompt_only:
             news.extend(_Text(delta.text, delta.token_ids, list(delta.logprobs or ())))
         return news
@@ -104,24 +123,22 @@ class CompletionAnswer(Answer):
         self._legacy[choice.index].begin_at_prompt(text, token_ids)
         return _Text(text, list(token_ids), list(choice.prompt_logprobs or ()))
 
-    def _logprobs(self, choice: Choice, text: _Text) -> dict[str, Any] | None:
-        if self._legacy is None:
-            return None
-        return self._legacy[choice.index].add(text.token_ids, text.logprobs)
-
-    def _collect(self, choice: Choice, delta: TextDelta) -> None:
-        self._collected[choice.index].extend(self._news(choice, delta))
-        if delta.finish_reason is not None:
-            self._finish_reasons[choice.index] = delta.finish_reason
-
     def _choice(self, choice: Choice) -> dict[str, Any]:
-        collected = self._collected[choice.index]
+        index = choice.index
         entry: dict[str, Any] = {
-            "index": choice.index,
-            "text": collected.text,
-            "logprobs": self._logprobs(choice, collected),
-            "finish_reason": self._finish_reasons[choice.index],
+            "index": index,
+            "text": "".join(self._texts[index]),
+            "logprobs": None if self._legacy is None else self._lists[index],
+            "finish_reason": self._finish_reasons.get(index),
         }
         if self._prompt_logprobs and choice.prompt_logprobs is not None:
             entry["prompt_logprobs"] = self._names.prompt_entries(choice.prompt_logprobs)
         return entry
+
+
+def _append(lists: LogprobLists, more: LogprobLists) -> None:
+    """Make each list longer by what `more` has of its name."""
+    for name, values in more.items():
+        kept = lists.setdefault(name, None if values is None else [])
+        if kept is not None and values is not None:
+            kept += values

@@ -1,4 +1,6 @@
-"""The one place where errors become HTTP: status, OpenAI's error object, Retry-After.
+"""The one place where errors become HTTP: status, error object, Retry-After.
+
+OpenAI's paths answer with OpenAI's error object, the platform's own with its `error_code`.
 
 OpenAI's clients retry 408, 409, 429 and every 5xx, and wait as long as Retry-After says. So a
 status below 500 means "the same request will fail again", and everything that a retry can cure is
@@ -14,17 +16,20 @@ from typing import Any
 
 import msgspec
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from dropless.errors import (
+    DroplessError,
     EngineDeadError,
     EngineError,
     EngineOverloadedError,
     InvalidRequestError,
     ModelNotFoundError,
     OutOfMemoryError,
+    PermissionDeniedError,
 )
 
 logger = logging.getLogger("dropless.server")
@@ -34,6 +39,17 @@ _HTTP_CODES = {
     405: "method_not_allowed",
     408: "request_timeout",
     413: "request_too_large",
+}
+_PLATFORM_CODES = {
+    400: "INVALID_PARAMETER_VALUE",
+    403: "PERMISSION_DENIED",
+    404: "RESOURCE_DOES_NOT_EXIST",
+    405: "METHOD_NOT_ALLOWED",
+    408: "REQUEST_TIMEOUT",
+    413: "REQUEST_TOO_LARGE",
+    499: "CANCELLED",
+    500: "INTERNAL_ERROR",
+    503: "TEMPORARILY_UNAVAILABLE",
 }
 _MAX_SHOWN_VALUE = 60  # characters of a wrong value that an error message repeats
 
@@ -59,12 +75,16 @@ class HttpError:
         }
         return {"error": error}
 
-    def response(self) -> Response:
+    def platform_body(self) -> dict[str, Any]:
+        """The error object of the platform's own paths."""
+        return {"error_code": _PLATFORM_CODES[self.status], "message": self.message}
+
+    def response(self, platform: bool = False) -> Response:
         headers = {}
         if self.retry_after_s is not None:
             headers["retry-after"] = str(max(1, math.ceil(self.retry_after_s)))
         return Response(
-            msgspec.json.encode(self.body()),
+            msgspec.json.encode(self.platform_body() if platform else self.body()),
             status_code=self.status,
             headers=headers,
             media_type="application/json",
@@ -81,6 +101,10 @@ def to_http_error(error: BaseException) -> HttpError:
             return _bad_request(400, str(error), error.param, error.code)
         case ModelNotFoundError():
             return _bad_request(404, str(error), "model", "model_not_found")
+        case PermissionDeniedError():
+            return HttpError(403, str(error), "permission_error", code="permission_denied")
+        case ClientDisconnect():
+            return HttpError(499, "the client left before the answer was complete", "client_left")
         case HTTPException():
             code = _HTTP_CODES.get(error.status_code)
             return _bad_request(error.status_code, str(error.detail), None, code)
@@ -110,7 +134,17 @@ async def error_response(request: Request, error: Exception) -> Response:
             f"{asked} is not served here; try POST /v1/chat/completions, POST /v1/completions, "
             "GET /v1/models, GET /health or GET /version",
         )
-    return to_http_error(error).response()
+    return to_http_error(error).response(is_platform_path(request.url.path))
+
+
+def is_platform_path(path: str) -> bool:
+    """Whether errors there have the platform's shape, not OpenAI's."""
+    return path.startswith("/api/") or path.endswith("/invocations")
+
+
+def is_bug(error: BaseException) -> bool:
+    """Whether nothing in Dropless raises this on purpose."""
+    return not isinstance(error, (DroplessError, ValidationError, HTTPException))
 
 
 def log_unexpected(error: BaseException, request_id: str) -> None:
@@ -129,23 +163,28 @@ def _unavailable(message: str, code: str, retry_after_s: float | None) -> HttpEr
 def invalid_request(error: ValidationError) -> InvalidRequestError:
     """One readable sentence from pydantic's list of problems: the first, and how many more."""
     problems = error.errors(include_url=False)
-    first = problems[0]
-    if first["type"] == "json_invalid":
+    if problems[0]["type"] == "json_invalid":
         return InvalidRequestError(
-            f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json"
+            f"the body is not valid JSON: {problems[0]['ctx']['error']}", code="invalid_json"
         )
-    param = _path(first["loc"]) or None
-    subject = param or "the body"
-    if first["type"] == "missing":
-        message = f"{subject} is missing; this request needs it"
-    elif first["type"] == "model_type":
-        message = f"{subject} must be a JSON object, not {_shown(first['input'])}"
-    else:
-        complaint = first["msg"].removeprefix("Input should be ")
-        message = f"{subject} is {_shown(first['input'])}; it must be {complaint}"
+    param, message = complaint(problems[0])
     if len(problems) > 1:
         message += f" (and {len(problems) - 1} more problems)"
-    return InvalidRequestError(message, param=param)
+    return InvalidRequestError(message, param=param or None)
+
+
+def complaint(problem: ErrorDetails) -> tuple[str, str]:
+    """The place of one of pydantic's problems (empty: the whole), and a sentence about it."""
+    param = _path(problem["loc"])
+    subject = param or "the body"
+    if problem["type"] == "missing":
+        return param, f"{subject} is missing; this request needs it"
+    if problem["type"] == "model_type":
+        return param, f"{subject} must be a JSON object, not {_shown(problem['input'])}"
+    asked = problem["msg"].removeprefix("Input should be ")
+    if asked == problem["msg"]:  # a check of our own, in words of our own
+        return param, f"{subject}: {asked}"
+    return param, f"{subject} is {_shown(problem['input'])}; it must be {asked}"
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -73,6 +73,7 @@ class Timings(msgspec.Struct, frozen=True):
     total_ms: float
 
 
+Deltas = AsyncGenerator[tuple[Choice, TextDelta], None]
 _Arrived = asyncio.Queue[tuple[Choice, TextDelta | Exception | None]]
 
 
@@ -85,7 +86,7 @@ class Generation:
     n: int
     arrival_time: float
 
-    async def deltas(self) -> AsyncGenerator[tuple[Choice, TextDelta], None]:
+    async def deltas(self) -> Deltas:
         """Yield every choice's text as it comes; ends when all have ended. Closing it early, or
         an error of one choice, aborts what still runs."""
         if len(self.choices) == 1:
@@ -109,7 +110,7 @@ class Generation:
                 if text.finish_reason is not None:
                     return
 
-    async def _merged(self) -> AsyncGenerator[tuple[Choice, TextDelta], None]:
+    async def _merged(self) -> Deltas:
         arrived: _Arrived = asyncio.Queue()
         tasks = []
         for first in range(0, len(self.choices), self.n):
@@ -148,17 +149,45 @@ class Generation:
         except Exception as error:  # raised again where the request is answered
             arrived.put_nowait((choice, error))
 
+    @property
+    def begun(self) -> bool:
+        """Whether a token has come."""
+        return any(choice.num_generated for choice in self.choices)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(c.request.prompt_token_ids) for c in self.choices[:: self.n])
+
+    def max_output_tokens(self, max_model_len: int) -> int:
+        """The most that all choices together may generate in a context of this length."""
+        return sum(
+            max_model_len - len(c.request.prompt_token_ids)
+            if c.request.params.max_tokens is None
+            else c.request.params.max_tokens
+            for c in self.choices
+        )
+
+    @property
+    def execution_s(self) -> float:
+        """From the first schedule of its sequences to the last token, 0 before one has come."""
+        begun = [choice for choice in self.choices if choice.num_generated]
+        if not begun:
+            return 0.0
+        last = max(choice.last_token_time for choice in begun)
+        return max(0.0, last - min(choice.scheduled_time for choice in begun))
+
     def usage(self) -> Usage:
         leaders = self.choices[:: self.n]
         return Usage(
-            prompt_tokens=sum(len(c.request.prompt_token_ids) for c in leaders),
+            prompt_tokens=self.prompt_tokens,
             completion_tokens=sum(c.num_generated for c in self.choices),
             cached_tokens=sum(c.num_cached for c in leaders),
         )
 
     def timings(self) -> Timings:
+        """Of a generation that has begun."""
         lead = self.choices[0]
-        first_token = min(c.first_token_time for c in self.choices)
+        first_token = min(c.first_token_time for c in self.choices if c.num_generated)
         computed = len(lead.request.prompt_token_ids) - lead.num_cached
         decoded = sum(max(0, c.num_generated - 1) for c in self.choices)
         decode_s = max(c.last_token_time for c in self.choices) - first_token
@@ -189,6 +218,7 @@ def make_generation(
     n: int,
     request_id: str,
     arrival_time: float,
+    owner: str,
     continues_text: bool,
 ) -> Generation:
     """n sequences for each prompt. With a seed, answer i of a prompt gets seed + i.
@@ -203,6 +233,7 @@ def make_generation(
                 prompt_token_ids=prompt_token_ids,
                 params=own_params,
                 arrival_time=arrival_time,
+                owner=owner,
             )
             output = OutputText(tokenizer, own_params, continues_text=continues_text)
             choices.append(Choice(len(choices), request, output))

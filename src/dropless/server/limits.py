@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pydantic import Field
+
+from dropless.server.configuration.section import Section
 
 
-@dataclass(frozen=True, slots=True)
-class HttpLimits:
+class HttpLimits(Section):
     """A client that stops reading is cut off after `stalled_client_s`, one that does not send its
     whole body after `body_timeout_s`. On the first signal to stop, running requests get
     `shutdown_grace_s` to finish."""
 
-    max_body_bytes: int = 4 * 1024 * 1024
-    body_timeout_s: float = 60.0
-    stalled_client_s: float = 30.0
-    shutdown_grace_s: float = 5.0
+    max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1)
+    body_timeout_s: float = Field(default=60.0, gt=0)
+    stalled_client_s: float = Field(default=30.0, gt=0)
+    shutdown_grace_s: float = Field(default=5.0, ge=0)

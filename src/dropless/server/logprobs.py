@@ -56,6 +56,9 @@ class TokenNames:
         ]
 
 
+LogprobLists = dict[str, list[Any] | None]
+
+
 class LegacyLogprobs:
     """The parallel lists of /v1/completions for one choice, built as its tokens come.
 
@@ -75,9 +78,7 @@ class LegacyLogprobs:
         data = b"".join(self._names.text_bytes(i) for i in prompt_token_ids)
         self._offset = min(0, len(prompt_text) - len(data.decode(errors="replace")))
 
-    def add(
-        self, token_ids: Sequence[int], entries: Sequence[TokenLogprob | None]
-    ) -> dict[str, Any]:
+    def add(self, token_ids: Sequence[int], entries: Sequence[TokenLogprob | None]) -> LogprobLists:
         """The lists for these next tokens. An entry is None for the first token of a prompt,
         which nothing predicts."""
         offsets = [self._advance(self._names.text_bytes(token_id)) for token_id in token_ids]

@@ -287,6 +287,12 @@ class ChatBody(GenerationBody):
         )
 
 
+class NamedChatBody(ChatBody):
+    """Of a path that names the endpoint."""
+
+    model: str = ""
+
+
 Prompt = str | list[int]
 
 
@@ -355,3 +361,9 @@ class CompletionBody(GenerationBody):
             logprobs=self.logprobs,
             prompt_logprobs=max((s for s in scored if s is not None), default=None),
         )
+
+
+class NamedCompletionBody(CompletionBody):
+    """Of a path that names the endpoint."""
+
+    model: str = ""

@@ -1,4 +1,4 @@
-"""Run the server: load the model, answer, say what to try, stop when told to."""
+"""Run the server: load the models, answer, say what to try, stop when told to."""
 
 from __future__ import annotations
 
@@ -11,44 +11,41 @@ from collections.abc import Iterator
 
 import uvicorn
 import uvloop
+from fastapi import FastAPI
 
-from dropless.engine.client import AsyncEngineClient
-from dropless.engine.config import EngineConfig
-from dropless.engine.messages import EngineReady
 from dropless.server.app import create_app
+from dropless.server.configuration.settings import Configuration
+from dropless.server.endpoints.registry import EndpointRegistry
+from dropless.server.gateway import Gateway
 from dropless.server.limits import HttpLimits
 from dropless.server.listener import BACKLOG, cut_stalled_clients, raise_file_limit, url
 from dropless.server.terminal import Terminal
-from dropless.text.chat_template import load_chat_template
-from dropless.text.tokenizer import load_tokenizer
 
 
-def serve(
-    config: EngineConfig,
-    listener: socket.socket,
-    *,
-    limits: HttpLimits | None = None,
-) -> None:
-    """Serve one model on `listener` (see `dropless.server.listener.listen`) until SIGINT or
-    SIGTERM. The first signal lets running requests finish for `limits.shutdown_grace_s`, the
-    second stops at once. Belongs to the main thread.
+def serve(configuration: Configuration, listener: socket.socket) -> None:
+    """Serve what the configuration describes on `listener` (see
+    `dropless.server.listener.listen`) until SIGINT or SIGTERM. The first signal lets running
+    requests finish for `shutdown_grace_s`, the second stops at once. Belongs to the main thread.
 
-    While the model loads, /health and all requests answer 503. When it serves, what to try is
-    printed. Each request is logged with its id, status and time.
+    While the models load, /health and calls answer 503. When they serve, what to try is printed.
+    Each request is logged with its id, status and time.
 
     Raises:
-        DroplessError: the model, its tokenizer or its template does not load.
+        DroplessError: a model, its tokenizer or its template does not load.
     """
-    limits = limits or HttpLimits()
+    limits = configuration.server.limits
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     raise_file_limit()
     cut_stalled_clients(listener, limits.stalled_client_s)
-    tokenizer = load_tokenizer(config.tokenizer_path or config.model_path)
-    template = load_chat_template(config.model_path, tokenizer)
-    engine = AsyncEngineClient(config)
-    model_id = config.model_id or config.model_path.name
-    app = create_app(engine, tokenizer, template, model_id, limits)
-    server = _Server(
+    registry = EndpointRegistry(configuration.endpoints)
+    server = _server(create_app(Gateway(registry, limits)), limits)
+    running = _Running(registry, server, listener, Terminal(url(listener)))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(running.run())
+
+
+def _server(app: FastAPI, limits: HttpLimits) -> uvicorn.Server:
+    return _Server(
         uvicorn.Config(
             app,
             http="httptools",
@@ -62,10 +59,6 @@ def serve(
             timeout_graceful_shutdown=max(1, round(limits.shutdown_grace_s)),
         )
     )
-    terminal = Terminal(url(listener), model_id, chats=template.source is not None)
-    running = _Running(engine, server, listener, terminal)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(running.run())
 
 
 class _Server(uvicorn.Server):
@@ -77,20 +70,20 @@ class _Server(uvicorn.Server):
 
 
 class _Running:
-    """The HTTP server and the engine together, from start to stop."""
+    """The HTTP server and the engines together, from start to stop."""
 
     def __init__(
         self,
-        engine: AsyncEngineClient,
+        registry: EndpointRegistry,
         server: uvicorn.Server,
         listener: socket.socket,
         terminal: Terminal,
     ) -> None:
-        self._engine = engine
+        self._registry = registry
         self._server = server
         self._listener = listener
         self._terminal = terminal
-        self._loading: asyncio.Task[EngineReady] | None = None
+        self._loading: asyncio.Task[None] | None = None
         self._told_to_stop = False
         self._stop_now = asyncio.Event()
 
@@ -104,7 +97,7 @@ class _Running:
         now.cancel()
         if work.done():
             work.result()
-        # Else the process ends here and now; the engine process dies with it.
+        # Else the process ends here and now; the engine processes die with it.
 
     def _signalled(self) -> None:
         if self._told_to_stop:
@@ -120,18 +113,20 @@ class _Running:
     async def _serve_and_stop(self) -> None:
         serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
         try:
-            ready = await self._load()
-            if ready is not None:
-                self._terminal.ready(ready)
+            if await self._load():
+                self._terminal.ready(self._registry.list())
                 await serving
         finally:
             self._server.should_exit = True
             await serving
-            await self._engine.stop()
+            await self._registry.stop()
 
-    async def _load(self) -> EngineReady | None:
-        """None if a signal came first."""
+    async def _load(self) -> bool:
+        """False if a signal came first."""
         with self._terminal.loading() as show:
-            self._loading = asyncio.create_task(self._engine.start(show))
+            self._loading = asyncio.create_task(self._registry.start(show))
             await asyncio.wait((self._loading,))
-        return None if self._loading.cancelled() else self._loading.result()
+        if self._loading.cancelled():
+            return False
+        self._loading.result()
+        return True

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import Progress
 
-from dropless.engine.messages import EngineReady, LoadProgress
+from dropless.engine.messages import LoadProgress
+from dropless.server.endpoints.endpoint import Endpoint
 
 _PYTHON = """\
 from openai import OpenAI
@@ -32,13 +33,10 @@ print(completion.choices[0].text)"""
 
 
 class Terminal:
-    """Progress goes to standard error, what to try to standard output. `chats` says whether the
-    model has a chat template."""
+    """Progress goes to standard error, what to try to standard output."""
 
-    def __init__(self, url: str, model_id: str, *, chats: bool) -> None:
+    def __init__(self, url: str) -> None:
         self._url = url
-        self._model_id = model_id
-        self._chats = chats
         self._console = Console(stderr=True)
 
     @contextmanager
@@ -52,29 +50,49 @@ class Terminal:
 
             yield show
 
-    def ready(self, ready: EngineReady) -> None:
-        print(
-            f"\n{self._model_id} is served at {self._url} (loaded in {ready.load_seconds:.1f} s, "
-            f"{ready.dtype}, quantization {ready.quantization}, context {ready.max_model_len} "
-            f"tokens).\n\nTry it with curl:\n\n{self._curl()}\n\nor with Python (pip install "
-            f"openai):\n\n{self._python()}\n\nCtrl-C stops.",
-            flush=True,
-        )
+    def ready(self, endpoints: Sequence[Endpoint]) -> None:
+        lines = [self._served(endpoint) for endpoint in endpoints]
+        if endpoints:
+            name = endpoints[0].name
+            chats = endpoints[0].entities[0].engine.template.source is not None
+            lines += [
+                f"Try it with curl:\n\n{self._curl(name, chats)}",
+                f"or with Python (pip install openai):\n\n{self._python(name, chats)}",
+            ]
+        else:
+            lines.append(f"No endpoint is served at {self._url} yet.")
+        print("\n" + lines[0], *lines[1:], "Ctrl-C stops.", sep="\n\n", flush=True)
+
+    def _served(self, endpoint: Endpoint) -> str:
+        """One line for an endpoint, with what its served entities have become."""
+        entities = []
+        for entity in endpoint.entities:
+            ready = entity.engine.ready()
+            entities.append(
+                f"loaded in {ready.load_seconds:.1f} s, {ready.dtype}, quantization "
+                f"{ready.quantization}, context {ready.max_model_len} tokens"
+            )
+        if len(entities) > 1:
+            entities = [
+                f"{entity.name}: {text}"
+                for entity, text in zip(endpoint.entities, entities, strict=True)
+            ]
+        return f"{endpoint.name} is served at {self._url} ({'; '.join(entities)})."
 
     def stopping(self) -> None:
         self._console.print("Stopping when running requests are done; once more stops at once.")
 
-    def _curl(self) -> str:
-        if self._chats:
+    def _curl(self, name: str, chats: bool) -> str:
+        if chats:
             path = "/v1/chat/completions"
             asked: dict[str, object] = {
                 "messages": [{"role": "user", "content": "Name three colours."}]
             }
         else:
             path, asked = "/v1/completions", {"prompt": "Three colours are"}
-        body = json.dumps({"model": self._model_id, **asked}).replace("'", "'\\''")
+        body = json.dumps({"model": name, **asked}).replace("'", "'\\''")
         return f"curl {self._url}{path} -H 'Content-Type: application/json' -d '{body}'"
 
-    def _python(self) -> str:
-        template = _PYTHON if self._chats else _PYTHON_PLAIN
-        return template.format(url=self._url, model=json.dumps(self._model_id))
+    def _python(self, name: str, chats: bool) -> str:
+        template = _PYTHON if chats else _PYTHON_PLAIN
+        return template.format(url=self._url, model=json.dumps(name))

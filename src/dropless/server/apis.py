@@ -1,0 +1,131 @@
+"""The protocols that an endpoint answers: a typed body becomes prompt ids, and they an answer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Generic, TypeVar
+
+from dropless.engine.sampling_params import SamplingParams
+from dropless.server.answer import Answer, Envelope
+from dropless.server.call import Call
+from dropless.server.chat_answer import ChatAnswer
+from dropless.server.completion_answer import CompletionAnswer
+from dropless.server.endpoints.engines import ModelEngine
+from dropless.server.generation import Generation, make_generation
+from dropless.server.prompts import check_prompt
+from dropless.server.protocol import (
+    MAX_CHAT_CHOICES,
+    MAX_COMPLETION_CHOICES,
+    ChatBody,
+    CompletionBody,
+    GenerationBody,
+    NamedChatBody,
+    NamedCompletionBody,
+)
+
+B = TypeVar("B", bound=GenerationBody)
+
+
+class GenerationApi(ABC, Generic[B]):
+    """One protocol of OpenAI's. Every method raises errors of `dropless.errors`."""
+
+    body: type[B]
+    named_body: type[B]  # of a path that names the endpoint
+
+    def read(self, raw: bytes, *, named: bool) -> B:
+        """The typed body. `named`: the path has the endpoint's name, so the body need not.
+
+        Raises:
+            ValidationError, InvalidRequestError: it is none.
+        """
+        kind = self.named_body if named else self.body
+        return kind.model_validate_json(raw)
+
+    @abstractmethod
+    async def answer(self, call: Call, engine: ModelEngine, body: B, owner: str) -> Answer[Any]:
+        """The answer of this engine, not begun yet.
+
+        Raises:
+            EngineDeadError: the model is still loading.
+            InvalidRequestError: the body cannot be served by this model.
+        """
+
+
+class ChatApi(GenerationApi[ChatBody]):
+    body = ChatBody
+    named_body = NamedChatBody
+
+    async def answer(
+        self, call: Call, engine: ModelEngine, body: ChatBody, owner: str
+    ) -> Answer[Any]:
+        engine.ready()
+        params = body.sampling_params()
+        n = body.choices(MAX_CHAT_CHOICES)
+        prompt = await engine.encoder.chat(body.template_messages())
+        generation = _generation(call, engine, [prompt], params, n, owner, param="messages")
+        envelope = _envelope(call, body, "chatcmpl")
+        return ChatAnswer(generation, envelope, engine.names, logprobs=bool(body.logprobs))
+
+
+class CompletionApi(GenerationApi[CompletionBody]):
+    body = CompletionBody
+    named_body = NamedCompletionBody
+
+    async def answer(
+        self, call: Call, engine: ModelEngine, body: CompletionBody, owner: str
+    ) -> Answer[Any]:
+        engine.ready()
+        params = body.sampling_params()
+        n = body.choices(MAX_COMPLETION_CHOICES)
+        prompts = await engine.encoder.completion(body.prompts)
+        return CompletionAnswer(
+            _generation(call, engine, prompts, params, n, owner, param="prompt"),
+            _envelope(call, body, "cmpl"),
+            engine.names,
+            logprobs=body.logprobs,
+            echo=engine.encoder.prompt_texts(body.prompts) if body.echo else None,
+            prompt_only=body.prompt_only,
+            prompt_logprobs=body.prompt_logprobs is not None,
+        )
+
+
+def _generation(
+    call: Call,
+    engine: ModelEngine,
+    prompts: list[list[int]],
+    params: SamplingParams,
+    n: int,
+    owner: str,
+    *,
+    param: str,
+) -> Generation:
+    ready = engine.ready()
+    for token_ids in prompts:
+        check_prompt(
+            token_ids,
+            param=param,
+            max_tokens=params.max_tokens,
+            max_model_len=ready.max_model_len,
+            vocab_size=ready.vocab_size,
+        )
+    return make_generation(
+        engine.client,
+        engine.tokenizer,
+        prompts,
+        params,
+        n=n,
+        request_id=call.request_id,
+        arrival_time=call.arrival_time,
+        owner=owner,
+        continues_text=param == "prompt",
+    )
+
+
+def _envelope(call: Call, body: GenerationBody, prefix: str) -> Envelope:
+    return Envelope(
+        response_id=f"{prefix}-{call.request_id.removeprefix('req-')}",
+        created=int(call.arrival_time),
+        model=call.endpoint,
+        include_usage=body.include_usage,
+        include_timings=bool(body.include_timings),
+    )

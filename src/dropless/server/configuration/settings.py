@@ -1,0 +1,43 @@
+"""The whole configuration: the sections of every room, put together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from dropless.server.configuration.endpoint_settings import EndpointSettings
+from dropless.server.configuration.section import Section
+from dropless.server.limits import HttpLimits
+
+DEFAULT_DATA = Path("~/.local/share/dropless")
+
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+
+
+class ServerSettings(Section):
+    """Where the server listens, and what one client may take of it."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    limits: HttpLimits = HttpLimits()
+
+
+class Configuration(Section):
+    """One server. `data` is the folder of what outlives it."""
+
+    server: ServerSettings = ServerSettings()
+    data: UserPath = DEFAULT_DATA.expanduser()
+    endpoints: tuple[EndpointSettings, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Configuration:
+        names = [endpoint.name for endpoint in self.endpoints]
+        for name in names:
+            if names.count(name) > 1:
+                raise PydanticCustomError(
+                    "endpoints", "two endpoints are called {name}", {"name": repr(name)}
+                )
+        return self

@@ -1,0 +1,107 @@
+"""All endpoints of a server, and how they change while calls run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from dropless.engine.messages import LoadProgress
+from dropless.server.configuration.endpoint_settings import EndpointSettings
+from dropless.server.endpoints.endpoint import Endpoint, make_endpoint
+from dropless.server.endpoints.engines import EnginePool
+
+logger = logging.getLogger("dropless.server")
+
+OnProgress = Callable[[LoadProgress], None]
+
+
+class EndpointRegistry:
+    """Endpoints by name. Changes come one after the other; a call that has found its endpoint
+    keeps it as it was, and the engines of an old version live until its last call has ended."""
+
+    def __init__(self, settings: Iterable[EndpointSettings]) -> None:
+        """The endpoints are known at once, and answer when `start` has loaded their models.
+
+        Raises:
+            DroplessError: a model is not found, or its tokenizer or template does not load.
+        """
+        self.engines = EnginePool()
+        self._endpoints = {s.name: make_endpoint(s, 1, self.engines) for s in settings}
+        self._changing = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    def get(self, name: str) -> Endpoint | None:
+        return self._endpoints.get(name)
+
+    def list(self) -> list[Endpoint]:
+        return list(self._endpoints.values())
+
+    async def start(self, on_progress: OnProgress | None = None) -> None:
+        """Loads the models one after the other, so that each plans with the memory that those
+        before it have left.
+
+        Raises:
+            DroplessError: the first that a model fails with.
+        """
+        async with self._changing:
+            for endpoint in self.list():
+                await _start_engines(endpoint, on_progress)
+
+    async def put(self, settings: EndpointSettings) -> Endpoint:
+        """Add this endpoint, or change the one of this name: the new version answers when its
+        models are loaded, until then the old one does. Calls under way stay with the old one.
+
+        Raises:
+            DroplessError: a model does not load; everything is as it was.
+        """
+        async with self._changing:
+            old = self._endpoints.get(settings.name)
+            if old is not None and old.settings == settings:
+                return old
+            version = 1 if old is None else old.version + 1
+            new = await asyncio.to_thread(make_endpoint, settings, version, self.engines)
+            try:
+                await _start_engines(new, None)
+            except BaseException:
+                await self._release(new)
+                raise
+            self._endpoints[settings.name] = new
+            if old is not None:
+                self._retire(old)
+            return new
+
+    async def remove(self, name: str) -> None:
+        """Calls under way end well. Nothing happens if there is no such endpoint."""
+        async with self._changing:
+            endpoint = self._endpoints.pop(name, None)
+            if endpoint is not None:
+                self._retire(endpoint)
+
+    async def stop(self) -> None:
+        """Ends all engines, and what runs on them."""
+        for task in self._retiring:
+            task.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+        await self.engines.stop()
+
+    def _retire(self, endpoint: Endpoint) -> None:
+        task = asyncio.create_task(self._release_when_idle(endpoint))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def _release_when_idle(self, endpoint: Endpoint) -> None:
+        await endpoint.idle()
+        async with self._changing:
+            await self._release(endpoint)
+        logger.info("endpoint %s: version %d is gone", endpoint.name, endpoint.version)
+
+    async def _release(self, endpoint: Endpoint) -> None:
+        for entity in endpoint.entities:
+            await self.engines.release(entity.engine)
+
+
+async def _start_engines(endpoint: Endpoint, on_progress: OnProgress | None) -> None:
+    for entity in endpoint.entities:
+        if entity.engine.client.state == "stopped":
+            await entity.engine.client.start(on_progress)

@@ -1,0 +1,49 @@
+"""What may stand in the way of a call, as the gateway asks it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from dropless.server.call import Call
+from dropless.server.endpoints.endpoint import Endpoint
+from dropless.server.generation import Deltas
+from dropless.server.identity.principal import Principal
+from dropless.server.protocol import GenerationBody
+
+B = TypeVar("B", bound=GenerationBody)
+
+
+class Reservation(Protocol):
+    """What a call was admitted with."""
+
+    def settle(self, output_tokens: int) -> None:
+        """The call has ended and generated so many tokens. Called once."""
+
+
+class Quotas(Protocol):
+    """Decides whether a call may begin."""
+
+    async def admit(
+        self, principal: Principal, endpoint: Endpoint, input_tokens: int, max_output_tokens: int
+    ) -> Reservation:
+        """Raises a DroplessError if a limit is reached."""
+
+
+class Guardrails(Protocol):
+    """Judges what goes in and what comes out."""
+
+    async def input(self, call: Call, endpoint: Endpoint, body: B) -> B:
+        """The body to serve: this object, or another one in which something is masked. Raises a
+        DroplessError if it is not to be served."""
+
+    def output(self, call: Call, endpoint: Endpoint, body: B, deltas: Deltas) -> Deltas:
+        """The deltas to show for these. Closing the result closes `deltas`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """Those of a server; None is an open one."""
+
+    quotas: Quotas | None = None
+    guardrails: Guardrails | None = None

@@ -1,0 +1,193 @@
+"""The way of every call: what is asked, who may, which model answers, who is told."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import random
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
+
+from dropless.errors import InvalidRequestError, ModelNotFoundError, PermissionDeniedError
+from dropless.server.apis import ChatApi, CompletionApi, GenerationApi
+from dropless.server.asgi import STOPPING, Reply, event, read_body, until_disconnected
+from dropless.server.call import Api, Call, CallObserver
+from dropless.server.endpoints.endpoint import Endpoint
+from dropless.server.endpoints.registry import EndpointRegistry
+from dropless.server.errors import (
+    HttpError,
+    is_bug,
+    is_platform_path,
+    log_unexpected,
+    to_http_error,
+)
+from dropless.server.gates import Gates, Guardrails, Quotas
+from dropless.server.identity.principal import LOCAL, Permission, Principal
+from dropless.server.limits import HttpLimits
+from dropless.server.serving import Serving
+
+_TRACE_HEADERS = frozenset({"traceparent", "tracestate"})
+
+
+class Gateway:
+    """Serves calls to the endpoints of a registry, whatever path they come by. `seed` makes the
+    traffic split repeatable."""
+
+    def __init__(
+        self,
+        registry: EndpointRegistry,
+        limits: HttpLimits,
+        *,
+        observers: Sequence[CallObserver] = (),
+        quotas: Quotas | None = None,
+        guardrails: Guardrails | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.registry = registry
+        self._limits = limits
+        self._observers = observers
+        self._gates = Gates(quotas, guardrails)
+        self._chance = random.Random(seed)
+        self._owner_secret = secrets.token_bytes(32)
+        self._apis: Mapping[Api, GenerationApi[Any]] = {
+            "chat": ChatApi(),
+            "completions": CompletionApi(),
+        }
+
+    def endpoint(self, principal: Principal, name: str, permission: Permission) -> Endpoint:
+        """The endpoint of this name.
+
+        Raises:
+            PermissionDeniedError: the principal may not do this there, whether it exists or not.
+            ModelNotFoundError: there is none; the message lists those that the principal sees.
+        """
+        if not principal.can(permission, name):
+            raise PermissionDeniedError(
+                f"{principal.name} needs {permission} on {name!r}; ask who manages it"
+            )
+        endpoint = self.registry.get(name)
+        if endpoint is None:
+            seen = ", ".join(repr(e.name) for e in self.visible_to(principal)) or "none"
+            raise ModelNotFoundError(
+                f"the model {name!r} is not served here; this server has {seen}"
+            )
+        return endpoint
+
+    def visible_to(self, principal: Principal) -> list[Endpoint]:
+        return [e for e in self.registry.list() if principal.can("CAN_VIEW", e.name)]
+
+    async def serve(
+        self, scope: Scope, receive: Receive, send: Send, api: Api | None, name: str | None
+    ) -> None:
+        """One call, from its request line to its answer's last byte, as an ASGI application.
+
+        Args:
+            api: the protocol that the body speaks; None: as its fields tell.
+            name: the endpoint, if the path has it; else the body's `model` says it.
+        """
+        call = Call(
+            request_id=scope["request_id"],
+            arrival_time=time.time(),
+            api=api or "chat",
+            principal=scope.get("principal", LOCAL),
+            endpoint=name or "",
+        )
+        reply = Reply(send)
+        for observer in self._observers:
+            observer.began(call)
+        try:
+            await self._serve(call, Request(scope, receive), reply, api, name)
+            call.status_code = 200
+        except ClientDisconnect as error:
+            _note_error(call, error)
+            raise
+        except asyncio.CancelledError:  # the server stops, and the time to finish is over
+            await _send_error(call, STOPPING, scope, receive, send, reply)
+        except Exception as error:
+            if is_bug(error):
+                log_unexpected(error, call.request_id)
+            await _send_error(call, error, scope, receive, send, reply)
+        finally:
+            call.end_time = time.time()
+            for observer in self._observers:
+                observer.ended(call)
+
+    async def _serve(
+        self, call: Call, request: Request, reply: Reply, api: Api | None, name: str | None
+    ) -> None:
+        if self._observers:
+            headers = request.headers.items()
+            call.sent_headers = {key: text for key, text in headers if key in _TRACE_HEADERS}
+        limits = self._limits
+        raw = await read_body(request, limits.max_body_bytes, limits.body_timeout_s)
+        call.request_body = raw
+        call.api = api or _api_of(raw)
+        protocol = self._apis.get(call.api)
+        if protocol is None:
+            raise InvalidRequestError(f"{call.api} are not served here")
+        body = protocol.read(raw, named=name is not None)
+        call.endpoint = name or body.model
+        principal = scope_principal(request.scope)
+        endpoint = self.endpoint(principal, call.endpoint, "CAN_QUERY")
+        serving = Serving(call, endpoint, protocol, body, self._gates, self._owner(principal.name))
+        candidates = endpoint.candidates(self._chance)
+        with endpoint.held():
+            await until_disconnected(request.receive, serving.run(candidates, reply))
+
+    def _owner(self, name: str) -> str:
+        """What salts a principal's prefix cache: nobody can guess another's."""
+        return hmac.digest(self._owner_secret, name.encode(), "sha256").hex()
+
+
+def scope_principal(scope: Scope) -> Principal:
+    """Who asks; everybody is LOCAL where nobody has to say."""
+    principal: Principal = scope.get("principal", LOCAL)
+    return principal
+
+
+class _Fields(msgspec.Struct):
+    """The fields that tell the protocols apart, unread; empty where a body has them not."""
+
+    messages: msgspec.Raw = msgspec.Raw()
+    prompt: msgspec.Raw = msgspec.Raw()
+    input: msgspec.Raw = msgspec.Raw()
+
+
+def _api_of(raw: bytes) -> Api:
+    """The protocol of a body that comes by a path for all of them."""
+    try:
+        fields = msgspec.json.decode(raw, type=_Fields)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return "chat"  # whose reader says what is wrong
+    if bytes(fields.messages):
+        return "chat"
+    if bytes(fields.prompt):
+        return "completions"
+    return "embeddings" if bytes(fields.input) else "chat"
+
+
+def _note_error(call: Call, error: BaseException) -> HttpError:
+    seen = to_http_error(error)
+    call.status_code = seen.status
+    call.error = seen.message
+    return seen
+
+
+async def _send_error(
+    call: Call, error: BaseException, scope: Scope, receive: Receive, send: Send, reply: Reply
+) -> None:
+    """With its own status, or as the last event of a stream that has begun."""
+    seen = _note_error(call, error)
+    if reply.started:
+        await reply.events(event(seen.body()))
+        await reply.end()
+        return
+    platform = is_platform_path(scope["path"])
+    call.response_body = seen.platform_body() if platform else seen.body()
+    await seen.response(platform)(scope, receive, send)
