@@ -135,24 +135,29 @@ def profile_prefill(engine: Engine, batch: int) -> str:
 
 
 def summary(trace: torch.profiler.profile, steps: int) -> str:
-    """The kernels of a step, the costliest first."""
+    """The kernels of a step, the costliest first. The share of one is counted from the end of the
+    kernel before it to its own: its whole time includes its wait for that one, beside which it is
+    set up."""
     spans: dict[str, list[float]] = {}
+    shares: dict[str, float] = {}
     ordered = sorted(trace.events() or [], key=lambda event: event.time_range.start)
     ordered = [event for event in ordered if event.device_type == DeviceType.CUDA]
     busy, end = 0.0, 0.0
     for event in ordered:
         start, stop = event.time_range.start, event.time_range.end
         spans.setdefault(event.name, []).append(stop - start)
-        busy += max(0.0, stop - max(start, end))
+        share = max(0.0, stop - max(start, end))
+        shares[event.name] = shares.get(event.name, 0.0) + share
+        busy += share
         end = max(end, stop)
     span = end - ordered[0].time_range.start
     lines = [
         f"{span / steps / 1e3:.3f} ms between first and last kernel, device busy"
         f" {busy / steps / 1e3:.3f} ms, idle {(span - busy) / steps:.0f} us"
     ]
-    for name, times in sorted(spans.items(), key=lambda item: -sum(item[1]))[:25]:
+    for name, times in sorted(spans.items(), key=lambda item: -shares[item[0]])[:25]:
         lines.append(
-            f"{sum(times) / steps:9.1f} us {len(times) / steps:7.1f} x"
+            f"{shares[name] / steps:9.1f} us of {sum(times) / steps:9.1f} {len(times) / steps:7.1f} x"
             f" {sorted(times)[len(times) // 2]:8.2f} us  {name[:90]}"
         )
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from dropless.models.decoder import CausalLM
 from dropless.parallel.group import Group
 
 # Of a step with prompt tokens. In larger ones the device is slower than the host's launches.
-MOST_TOKENS = 2048
+MOST_TOKENS = 4096
 
 
 def batch_buckets(max_rows: int) -> list[int]:
@@ -30,8 +30,8 @@ def batch_buckets(max_rows: int) -> list[int]:
 def token_buckets(step_token_budget: int) -> list[int]:
     """The same for steps with prompt tokens. They are bound by arithmetic, so that padding costs
     time: above 256 tokens it is a fifth of a step at most."""
-    fine, coarse = range(64, 512, 64), range(1024, MOST_TOKENS + 1, 256)
-    sizes = [16, 32, *fine, *range(512, 1024, 128), *coarse]
+    fine, middle = range(64, 512, 64), range(512, 1024, 128)
+    sizes = [16, 32, *fine, *middle, *range(1024, 2048, 256), *range(2048, MOST_TOKENS + 1, 512)]
     largest = min(step_token_budget, MOST_TOKENS)
     return [*(size for size in sizes if size < largest), largest]
 

@@ -14,7 +14,8 @@ from dropless.ops.rope import rope_and_cache
 from dropless.ops.triton.launch import after_previous, early_launch, warps_of_row
 
 _COLUMNS = 1024  # of the activation, for one program
-_HEADS = 8  # that one program rotates
+_FEW_HEADS, _MANY_HEADS = 8, 32  # that one program rotates
+_FEW_PROGRAMS = 1024  # of few heads: beyond, it is their number that takes time
 
 
 @triton.jit
@@ -79,40 +80,42 @@ def layer_norm_cuda(
     return _norm(x, residual, weight, eps, centred=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _rope_kernel(
-    qkv_ptr, rotary_ptr, k_ptr, v_ptr, slots_ptr, q_ptr, clip, num_heads, num_kv_heads,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HALF: tl.constexpr, HAS_CLIP: tl.constexpr,
+    qkv_ptr, rotary_ptr, k_ptr, v_ptr, slots_ptr, q_ptr, clip, num_tokens, num_heads, num_kv_heads,
+    ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, HALF: tl.constexpr, HAS_CLIP: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """HEADS heads of one token a program: query heads, then key heads, then value heads."""
+    """ROWS heads a program, of one token or several: a token's query heads, then its key heads,
+    then its value heads."""
     after_previous(EARLY)
-    token = tl.program_id(0).to(tl.int64)
-    heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
-    columns = tl.arange(0, HALF)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     all_heads = num_heads + 2 * num_kv_heads
-    inside = (heads[:, None] < all_heads) & (columns[None, :] < HEAD_DIM // 2)
-    at = heads[:, None] * HEAD_DIM + columns[None, :]
-    source = qkv_ptr + token * all_heads * HEAD_DIM + at
+    tokens = (rows // all_heads).to(tl.int64)
+    heads = (rows % all_heads)[:, None]
+    columns = tl.arange(0, HALF)[None, :]
+    exists = tokens < num_tokens
+    inside = exists[:, None] & (columns < HEAD_DIM // 2)
+    source = qkv_ptr + rows.to(tl.int64)[:, None] * HEAD_DIM + columns
     first = tl.load(source, inside, 0.0)
     second = tl.load(source + HEAD_DIM // 2, inside, 0.0)
     if HAS_CLIP:
         first = tl.minimum(tl.maximum(first.to(tl.float32), -clip), clip).to(first.dtype)
         second = tl.minimum(tl.maximum(second.to(tl.float32), -clip), clip).to(second.dtype)
-    angles = rotary_ptr + token * 2 * HEAD_DIM + columns
-    cos = tl.load(angles, columns < HEAD_DIM // 2, 0.0)[None, :]
-    sin = tl.load(angles + HEAD_DIM + HEAD_DIM // 2, columns < HEAD_DIM // 2, 0.0)[None, :]
+    angles = rotary_ptr + tokens[:, None] * 2 * HEAD_DIM + columns
+    turns = heads < num_heads + num_kv_heads
+    cos = tl.load(angles, inside & turns, 1.0)
+    sin = tl.load(angles + HEAD_DIM + HEAD_DIM // 2, inside & turns, 0.0)
     a, b = first.to(tl.float32), second.to(tl.float32)
-    turns = heads[:, None] < num_heads + num_kv_heads
-    first = tl.where(turns, (a * cos - b * sin).to(first.dtype), first)
-    second = tl.where(turns, (b * cos + a * sin).to(second.dtype), second)
-    slot = tl.load(slots_ptr + token) * num_kv_heads * HEAD_DIM
-    is_q = inside & (heads[:, None] < num_heads)
-    is_k = inside & (heads[:, None] >= num_heads) & turns
-    is_v = inside & (heads[:, None] >= num_heads + num_kv_heads)
-    q_at = q_ptr + token * num_heads * HEAD_DIM + at
-    k_at = k_ptr + slot + at - num_heads * HEAD_DIM
-    v_at = v_ptr + slot + at - (num_heads + num_kv_heads) * HEAD_DIM
+    first = (a * cos - b * sin).to(first.dtype)
+    second = (b * cos + a * sin).to(second.dtype)
+    slots = tl.load(slots_ptr + tokens, exists, 0)[:, None] * num_kv_heads
+    is_q = inside & (heads < num_heads)
+    is_k = inside & (heads >= num_heads) & turns
+    is_v = inside & (heads >= num_heads + num_kv_heads)
+    q_at = q_ptr + (tokens[:, None] * num_heads + heads) * HEAD_DIM + columns
+    k_at = k_ptr + (slots + heads - num_heads) * HEAD_DIM + columns
+    v_at = v_ptr + (slots + heads - num_heads - num_kv_heads) * HEAD_DIM + columns
     tl.store(q_at, first, is_q)
     tl.store(q_at + HEAD_DIM // 2, second, is_q)
     tl.store(k_at, first, is_k)
@@ -136,11 +139,11 @@ def rope_and_cache_cuda(
 ) -> Tensor:
     num_tokens, head_dim = len(qkv), k_cache.shape[-1]
     q = qkv.new_empty(num_tokens, num_heads, head_dim)
-    all_heads = num_heads + 2 * num_kv_heads
-    heads = min(_HEADS, int(triton.next_power_of_2(all_heads)))
-    _rope_kernel[(num_tokens, triton.cdiv(all_heads, heads))](
+    num_rows = num_tokens * (num_heads + 2 * num_kv_heads)
+    rows = _FEW_HEADS if num_rows <= _FEW_HEADS * _FEW_PROGRAMS else _MANY_HEADS
+    _rope_kernel[(triton.cdiv(num_rows, rows),)](
         qkv.contiguous(), rotary, k_cache, v_cache, slot_mapping, q, clip or 0.0,
-        num_heads, num_kv_heads, HEADS=heads, HEAD_DIM=head_dim,
+        num_tokens, num_heads, num_kv_heads, ROWS=rows, HEAD_DIM=head_dim,
         HALF=triton.next_power_of_2(head_dim // 2), HAS_CLIP=clip is not None,
         num_warps=4, **early_launch(qkv),
     )  # fmt: skip

@@ -12,6 +12,8 @@ from torch import Tensor
 from dropless.ops.triton.launch import after_previous, early_launch
 
 _SCANNED_PAIRS = 4096  # up to here a program for each expert looks at all pairs
+_COUNTED_PAIRS = 256  # beyond, of one program, which looks at its own only
+_MOST_COUNTS = 128  # programs, each of which adds up what the others have counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +21,8 @@ class Grouping:
     """Pairs of experts outside 0 .. E - 1 are in no group; where they stand is not defined."""
 
     pairs: Tensor  # [T * top_k] int32, grouped: token * top_k + choice
+    places: Tensor  # [T * top_k] int32: where each pair stands in `pairs`
     offsets: Tensor  # [EXPERTS + 1] int32: where each expert's pairs begin; EXPERTS as `padded`
-
-    def places(self) -> Tensor:
-        """[T * top_k] int32: where each pair stands in `pairs`."""
-        order = torch.arange(len(self.pairs), dtype=torch.int32, device=self.pairs.device)
-        return torch.empty_like(order).scatter_(0, self.pairs.long(), order)
 
 
 def padded(num_experts: int) -> int:
@@ -35,22 +33,34 @@ def padded(num_experts: int) -> int:
 def group_pairs(topk_ids: Tensor, num_experts: int) -> Grouping:
     """The pairs of topk_ids [T, top_k], by expert and then in order."""
     ids = topk_ids.flatten()
-    if len(ids) > _SCANNED_PAIRS:
-        return _group_by_sorting(ids, num_experts)
-    experts = padded(num_experts)
-    pairs = torch.empty(len(ids), dtype=torch.int32, device=ids.device)
-    offsets = torch.empty(experts + 1, dtype=torch.int32, device=ids.device)
-    size = max(128, int(triton.next_power_of_2(len(ids))))
-    _group_kernel[(experts,)](
-        ids, pairs, offsets, len(ids), num_experts, PAIRS=size, EXPERTS=experts,
-        num_warps=min(16, size // 128), **early_launch(ids),
+    num_pairs, experts = len(ids), padded(num_experts)
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.int32, device=ids.device)
+
+    grouping = Grouping(empty(num_pairs), empty(num_pairs), empty(experts + 1))
+    found = (grouping.pairs, grouping.places, grouping.offsets)
+    sizes: dict[str, int] = {"EXPERTS": experts, **early_launch(ids)}
+    if num_pairs <= _SCANNED_PAIRS:
+        size = max(128, int(triton.next_power_of_2(num_pairs)))
+        _group_kernel[(experts,)](
+            ids, *found, num_pairs, num_experts, PAIRS=size, num_warps=min(16, size // 128), **sizes
+        )
+        return grouping
+    size = max(_COUNTED_PAIRS, int(triton.next_power_of_2(triton.cdiv(num_pairs, _MOST_COUNTS))))
+    programs = triton.cdiv(num_pairs, size)
+    counts = empty(programs, experts)
+    _count_kernel[(programs,)](ids, counts, num_pairs, num_experts, PAIRS=size, **sizes)
+    _place_kernel[(programs,)](
+        ids, counts, *found, num_pairs, num_experts, PAIRS=size,
+        PROGRAMS=int(triton.next_power_of_2(programs)), **sizes,
     )  # fmt: skip
-    return Grouping(pairs, offsets)
+    return grouping
 
 
 @triton.jit(do_not_specialize=["num_pairs"])
 def _group_kernel(
-    ids_ptr, pairs_ptr, offsets_ptr, num_pairs, num_experts,
+    ids_ptr, pairs_ptr, places_ptr, offsets_ptr, num_pairs, num_experts,
     PAIRS: tl.constexpr, EXPERTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One expert a program, which looks at all pairs."""
@@ -61,20 +71,56 @@ def _group_kernel(
     known = (ids >= 0) & (ids < num_experts)
     start = tl.sum((known & (ids < expert)).to(tl.int32), 0)
     own = (known & (ids == expert)).to(tl.int32)
-    tl.store(pairs_ptr + start + tl.cumsum(own, 0) - 1, pairs, own > 0)
+    places = start + tl.cumsum(own, 0) - 1
+    tl.store(pairs_ptr + places, pairs, own > 0)
+    tl.store(places_ptr + pairs, places, own > 0)
     tl.store(offsets_ptr + expert, start)
     if expert == EXPERTS - 1:
         tl.store(offsets_ptr + EXPERTS, start + tl.sum(own, 0))
 
 
-def _group_by_sorting(ids: Tensor, num_experts: int) -> Grouping:
-    # Few bits make few passes of the radix sort. Foreign ids become the greatest.
-    narrow = torch.uint8 if num_experts < 255 else torch.int16
-    known = torch.where((ids >= 0) & (ids < num_experts), ids, num_experts).to(narrow)
-    ordered, pairs = known.sort(stable=True)
-    bounds = torch.arange(padded(num_experts) + 1, device=ids.device).clamp_(max=num_experts)
-    offsets = torch.searchsorted(ordered, bounds.to(narrow), out_int32=True)
-    return Grouping(pairs.to(torch.int32), offsets)
+@triton.jit
+def _choices(ids_ptr, num_pairs, num_experts, PAIRS: tl.constexpr, EXPERTS: tl.constexpr):
+    """[PAIRS, EXPERTS] int32: 1 where this program's pair is for the expert."""
+    pairs = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
+    ids = tl.load(ids_ptr + pairs, pairs < num_pairs, num_experts).to(tl.int32)
+    known = (ids >= 0) & (ids < num_experts)
+    return (known[:, None] & (ids[:, None] == tl.arange(0, EXPERTS)[None, :])).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["num_pairs"])
+def _count_kernel(
+    ids_ptr, counts_ptr, num_pairs, num_experts,
+    PAIRS: tl.constexpr, EXPERTS: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    after_previous(EARLY)
+    counts = tl.sum(_choices(ids_ptr, num_pairs, num_experts, PAIRS, EXPERTS), 0)
+    tl.store(counts_ptr + tl.program_id(0) * EXPERTS + tl.arange(0, EXPERTS), counts)
+
+
+@triton.jit(do_not_specialize=["num_pairs"])
+def _place_kernel(
+    ids_ptr, counts_ptr, pairs_ptr, places_ptr, offsets_ptr, num_pairs, num_experts,
+    PAIRS: tl.constexpr, PROGRAMS: tl.constexpr, EXPERTS: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """A pair stands behind those of smaller experts, and those of its expert before it."""
+    after_previous(EARLY)
+    own, experts = tl.program_id(0), tl.arange(0, EXPERTS)
+    programs = tl.arange(0, PROGRAMS)[:, None]
+    at = counts_ptr + programs * EXPERTS + experts[None, :]
+    counts = tl.load(at, programs < tl.num_programs(0), 0)
+    totals = tl.sum(counts, 0)
+    starts = tl.cumsum(totals, 0) - totals
+    before = starts + tl.sum(tl.where(programs < own, counts, 0), 0)
+    chosen = _choices(ids_ptr, num_pairs, num_experts, PAIRS, EXPERTS)
+    places = tl.sum(chosen * (before[None, :] + tl.cumsum(chosen, 0) - 1), 1)
+    is_known = tl.sum(chosen, 1) > 0
+    pairs = own * PAIRS + tl.arange(0, PAIRS)
+    tl.store(pairs_ptr + places, pairs, is_known)
+    tl.store(places_ptr + pairs, places, is_known)
+    if own == 0:
+        tl.store(offsets_ptr + experts, starts)
+        tl.store(offsets_ptr + EXPERTS, tl.sum(totals, 0))
 
 
 @triton.jit

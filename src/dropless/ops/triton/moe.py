@@ -9,8 +9,9 @@ import triton.language as tl
 from torch import Tensor
 
 from dropless.ops.activation import silu_mul
-from dropless.ops.fp8 import Fp8Tensor, quantize_tokens
+from dropless.ops.fp8 import Fp8Tensor
 from dropless.ops.moe import fused_experts
+from dropless.ops.triton.dispatch import dispatch, dispatch_quantized
 from dropless.ops.triton.fp8 import factors, is_aligned, silu_mul_quantize
 from dropless.ops.triton.grouping import Grouping, find_tile, group_pairs, num_tiles, padded
 from dropless.ops.triton.launch import after_previous, early_launch
@@ -138,8 +139,8 @@ def fused_experts_cuda(
         return _by_tiles(x, gate_up, down, topk_weights, topk_ids, *tiles)
     num_experts = down.shape[0]
     grouping = group_pairs(topk_ids, num_experts)
-    out = _by_cutlass(x, gate_up, down, grouping, topk_ids.shape[1])
-    return _combine(out, grouping.places(), topk_weights, topk_ids, num_experts)
+    out = _by_cutlass(x, gate_up, down, grouping, topk_ids)
+    return _combine(out, grouping.places, topk_weights, topk_ids, num_experts)
 
 
 @fused_experts.register_invariant("cuda")
@@ -222,16 +223,16 @@ def _by_cutlass(
     gate_up: Tensor | Fp8Tensor,
     down: Tensor | Fp8Tensor,
     grouping: Grouping,
-    top_k: int,
+    topk_ids: Tensor,
 ) -> Tensor:
     """What the experts of the grouped pairs make, in their order: [pairs, hidden] bfloat16. Rows in
     no group are not defined."""
-    tokens = grouping.pairs // top_k
     ends = grouping.offsets[1 : gate_up.shape[0] + 1]
     if isinstance(gate_up, Tensor) or isinstance(down, Tensor):
         assert isinstance(gate_up, Tensor)
         assert isinstance(down, Tensor)  # both are of one kind
-        made = silu_mul(torch._grouped_mm(x[tokens], gate_up.transpose(1, 2), offs=ends))
+        rows = dispatch(x, grouping, topk_ids, gate_up.shape[0])
+        made = silu_mul(torch._grouped_mm(rows, gate_up.transpose(1, 2), offs=ends))
         return torch._grouped_mm(made, down.transpose(1, 2), offs=ends)
 
     def product(values: Tensor, scales: Tensor, weight: Fp8Tensor) -> Tensor:
@@ -240,9 +241,8 @@ def _by_cutlass(
             out_dtype=torch.bfloat16, use_fast_accum=True,
         )  # fmt: skip
 
-    values, scales = quantize_tokens(x)
-    rows = values.view(torch.uint8)[tokens].view(values.dtype)
-    return product(*silu_mul_quantize(product(rows, scales[tokens], gate_up)), down)
+    rows = dispatch_quantized(x, grouping, topk_ids, gate_up.shape[0])
+    return product(*silu_mul_quantize(product(*rows, gate_up)), down)
 
 
 def _combine(
