@@ -234,7 +234,7 @@ def _workspace(
 ) -> int:
     """What a step of one rank holds at once, from above: activations, and the logits of all
     requests in the sampler. CUDA graphs keep the activations of the largest, which all share, its
-    hidden states, and the logits of each batch size."""
+    hidden states, and the logits of each batch size; larger steps have their own."""
 
     def activations(num_tokens: int) -> int:
         return _activation_bytes(model, config, num_tokens, dtype, device, quantization)
@@ -244,7 +244,9 @@ def _workspace(
     num_bytes = activations(budget) + _LOGIT_COPIES * sampled * logits_bytes
     if device == "cuda":
         largest = token_buckets(budget)[-1]
-        num_bytes += activations(largest) + largest * model.hidden_size * dtype.itemsize
+        if largest < budget:
+            num_bytes += activations(largest)
+        num_bytes += largest * model.hidden_size * dtype.itemsize
         num_bytes += sum(batch_buckets(config.max_running_requests)) * logits_bytes
     return num_bytes
 

@@ -111,13 +111,18 @@ class StepGraphs:
 
     @torch.inference_mode()
     def capture_all(self, progress: Callable[[float], None]) -> None:
-        """Capture every size, the largest first so that the others fit into its memory. `progress`
-        is told which part is done. On several ranks all capture the same together."""
-        count = len(self._step_sizes) + len(self._batch_sizes)
+        """Capture every size, the largest first so that the others fit into its memory; before the
+        first, all are computed once, for kernels are compiled and chosen then, in memory that is
+        free again when capturing begins. `progress` is told which part is done. On several ranks
+        all do the same together."""
+        count = 2 * len(self._step_sizes) + len(self._batch_sizes)
         for done, size in enumerate(reversed(self._step_sizes)):
             progress(done / count)
+            self._forward(size, self._forward_inputs(size))
+        for done, size in enumerate(reversed(self._step_sizes), len(self._step_sizes)):
+            progress(done / count)
             self._forward_graphs[size] = self._capture_forward(size)
-        for done, size in enumerate(reversed(self._batch_sizes), len(self._step_sizes)):
+        for done, size in enumerate(reversed(self._batch_sizes), 2 * len(self._step_sizes)):
             progress(done / count)
             self._decode_graphs[size] = self._capture_decode(size)
 
@@ -168,17 +173,18 @@ class StepGraphs:
         return _DecodeGraph(inputs, forward, logits, choose, best, token_ids)
 
     def _capture_forward(self, size: int) -> _ForwardGraph:
-        num_seqs = min(size, self._device_rows.spare) + 1  # one at least that pads
-        inputs = self._inputs(GraphSize(size, num_seqs, num_chunks=min(num_seqs, size // 2)))
-
-        def compute() -> None:
-            self._hidden[:size] = self._model(inputs.batch(self._kv_caches))
-
-        compute()
+        inputs = self._forward_inputs(size)
         forward = torch.cuda.CUDAGraph()
         with self._capturing(forward):
-            compute()
+            self._forward(size, inputs)
         return _ForwardGraph(inputs, forward)
+
+    def _forward(self, size: int, inputs: GraphInputs) -> None:
+        self._hidden[:size] = self._model(inputs.batch(self._kv_caches))
+
+    def _forward_inputs(self, size: int) -> GraphInputs:
+        num_seqs = min(size, self._device_rows.spare) + 1  # one at least that pads
+        return self._inputs(GraphSize(size, num_seqs, num_chunks=min(num_seqs, size // 2)))
 
     def _inputs(self, size: GraphSize) -> GraphInputs:
         block_size = self._kv_caches[0][0].shape[1]
