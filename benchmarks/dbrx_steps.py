@@ -157,7 +157,8 @@ def summary(trace: torch.profiler.profile, steps: int) -> str:
     ]
     for name, times in sorted(spans.items(), key=lambda item: -shares[item[0]])[:25]:
         lines.append(
-            f"{shares[name] / steps:9.1f} us of {sum(times) / steps:9.1f} {len(times) / steps:7.1f} x"
+            f"{shares[name] / steps:9.1f} us of {sum(times) / steps:9.1f}"
+            f" {len(times) / steps:7.1f} x"
             f" {sorted(times)[len(times) // 2]:8.2f} us  {name[:90]}"
         )
     return "\n".join(lines)

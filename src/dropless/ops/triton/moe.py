@@ -241,8 +241,8 @@ def _by_cutlass(
             out_dtype=torch.bfloat16, use_fast_accum=True,
         )  # fmt: skip
 
-    rows = dispatch_quantized(x, grouping, topk_ids, gate_up.shape[0])
-    return product(*silu_mul_quantize(product(*rows, gate_up)), down)
+    values, scales = dispatch_quantized(x, grouping, topk_ids, gate_up.shape[0])
+    return product(*silu_mul_quantize(product(values, scales, gate_up)), down)
 
 
 def _combine(
