@@ -52,6 +52,8 @@ advantage at a point lies between that of the decode step and that of the prompt
 each takes:
 """
 
+_EQUAL_WITHIN = 0.02  # of two times: what repeats differ by
+
 _CAPACITY = """## Dropless against fixed capacity
 
 A layer of fixed capacity gives every expert the same number of places: the factor times what even
@@ -63,7 +65,11 @@ other. Routing follows Zipf's law: exponent 0 is even, at 1 the first expert is 
 _PARALLEL = """## Tensor against expert parallel
 
 Tensor parallel: both GPUs have half of the width of every expert, and always the same work. Expert
-parallel: each has half of the experts, whole, in larger products; the busier one decides.
+parallel: each has half of the experts, whole, in larger products; the busier one decides. With one
+token, whose experts seldom fall evenly on both, the busier one reads more than half of them. From
+about 32 tokens to a few hundred every expert is read once whatever the plan. Beyond, arithmetic
+counts, and who has more pairs has more of it. With all pairs on one rank only half of the experts
+are hit: tensor parallel shares them, expert parallel leaves one GPU idle.
 """
 
 _METHOD = """## How it is measured
@@ -396,12 +402,21 @@ def _parallel(document: Document, path: Path) -> list[str]:
 
 
 def _winners(points: Sequence[dict[str, Any]]) -> str:
-    """For each routing, the numbers of tokens with which expert parallel is faster."""
+    """For each routing, the numbers of tokens with which one plan is faster than the other."""
     lines = []
     for share in sorted({point["share"] for point in points}):
-        wins = [p["tokens"] for p in points if p["share"] == share and p["expert"] < p["tensor"]]
-        which = f"with {', '.join(map(str, wins))} tokens" if wins else "nowhere"
-        lines.append(f"- {share:.1%} of the pairs on one rank: expert parallel is faster {which}.")
+        ratios = {p["tokens"]: p["expert"] / p["tensor"] for p in points if p["share"] == share}
+        equal = [n for n, ratio in ratios.items() if abs(ratio - 1) <= _EQUAL_WITHIN]
+        for name, wins in (
+            ("expert parallel is faster", [n for n in ratios if ratios[n] < 1 and n not in equal]),
+            ("both take the same time", equal),
+            ("tensor parallel is faster", [n for n in ratios if ratios[n] > 1 and n not in equal]),
+        ):
+            if wins:
+                numbers = ", ".join(f"{n:,}" for n in wins)
+                lines.append(
+                    f"- {share:.1%} of the pairs on one rank: {name} with {numbers} tokens."
+                )
     return "\n".join(lines)
 
 
