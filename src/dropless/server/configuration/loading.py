@@ -58,13 +58,18 @@ def _innermost(problems: list[ErrorDetails]) -> list[ErrorDetails]:
 
 
 def _sentence(problem: ErrorDetails) -> str:
+    place, sentence = complaint(problem)
+    if problem["type"] == "missing":
+        return f"{place} is missing"
+    if problem["type"] == "model_type":
+        return f"{place or 'the configuration'} must be a mapping of keys to values"
     if problem["type"] != "extra_forbidden":
-        return complaint(problem)[1]
+        return sentence
     *around, key = problem["loc"]
     known = _known_keys(Configuration, around)
     close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
-    return f"{complaint(problem)[0]} is not known; {hint}"
+    return f"{place} is not known; {hint}"
 
 
 def _known_keys(section: type[BaseModel], path: list[int | str]) -> list[str]:

@@ -22,17 +22,17 @@ class PositionedYaml:
         """`source` names the text in errors."""
         self.source = source
         self._lines: dict[Path, int] = {}
-        self._loader = _Loader(text)
         try:
+            self._loader = _Loader(text)
             root = self._loader.get_single_node()
             self.value: Any = {} if root is None else self._value(root, (), ())
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             raise self.error(error.problem or "no YAML", mark.line + 1 if mark else 1) from error
-        except yaml.YAMLError as error:
-            raise self.error(f"no YAML: {error}", 1) from error
-        finally:
-            self._loader.dispose()
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: a number that is none
+            raise self.error(f"no YAML: {' '.join(str(error).split())}", 1) from error
+        except RecursionError as error:
+            raise self.error("values are nested too deep", 1) from error
 
     def line(self, path: Path) -> int:
         """The line of this value, or of the nearest one around it that is in the text. From 1."""
@@ -60,7 +60,7 @@ class PositionedYaml:
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode):
+            if not isinstance(key_node, yaml.ScalarNode) or not key_node.value.isprintable():
                 raise self.error("a key must be a plain name", line)
             key = str(key_node.value)
             if key in values:
