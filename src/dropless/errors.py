@@ -50,6 +50,10 @@ class PermissionDeniedError(DroplessError):
     """Who asks is known, and may not do this. The message names the permission that is missing."""
 
 
+class ConflictError(DroplessError):
+    """What is asked for contradicts what there is: a name that is taken, a change under way."""
+
+
 class ModelNotFoundError(DroplessError):
     """No model, file, folder or catalogue entry has this name."""
 

@@ -14,10 +14,12 @@ import uvicorn
 from dropless.server.app import create_app
 from dropless.server.call import Call
 from dropless.server.configuration.settings import Configuration
+from dropless.server.endpoints.manager import EndpointManager
 from dropless.server.endpoints.registry import EndpointRegistry
 from dropless.server.gateway import Gateway
 from dropless.server.limits import HttpLimits
 from dropless.server.listener import listen, url
+from dropless.server.traffic import Traffic
 
 T = TypeVar("T")
 
@@ -72,9 +74,9 @@ def serving(endpoints: list[dict[str, Any]], **gateway: Any) -> Iterator[InProce
     async def run() -> None:
         registry = EndpointRegistry(configuration.endpoints)
         made = Gateway(registry, HttpLimits(), observers=[recorder], **gateway)
-        server = uvicorn.Server(
-            uvicorn.Config(create_app(made), lifespan="off", log_config=None, ws="none")
-        )
+        manager = EndpointManager(registry, configuration, None, None)
+        app = create_app(made, manager, Traffic())
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, ws="none"))
         stop.append(server)
         try:
             await registry.start()

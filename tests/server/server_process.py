@@ -35,7 +35,7 @@ class ServerProcess:
 
     def __init__(self, folder: Path, *, port: int = 0, **options: Any) -> None:
         """`options` are fields of EngineConfig, `limits` those of HttpLimits, and `builder` makes
-        another engine than the real one. `configuration` stands in place of them all."""
+        another engine than the real one. `file`, of a configuration, stands in place of all."""
         arguments = [str(folder), json.dumps({"port": port, **options})]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.server.server_process", *arguments],
@@ -114,6 +114,7 @@ def _drain(pipe: Any, lines: list[str]) -> None:
 
 def _main(folder: str, options: dict[str, Any]) -> None:
     from dropless.engine import client
+    from dropless.server.configuration.loading import load
     from dropless.server.configuration.settings import Configuration
     from dropless.server.endpoints import engines
     from dropless.server.listener import listen, url
@@ -126,11 +127,15 @@ def _main(folder: str, options: dict[str, Any]) -> None:
     listener = listen("127.0.0.1", options.pop("port"))
     print(url(listener), flush=True)
     limits = options.pop("limits", {})
-    configuration = options.pop("configuration", None) or {
-        "endpoints": [tiny_endpoint(folder, **options)]
+    file = options.pop("file", None)
+    if file is not None:
+        serve(load(Path(file)), listener, Path(file))
+        return
+    document = {
+        "server": {"limits": limits},
+        "endpoints": [tiny_endpoint(folder, **options)],
     }
-    configuration["server"] = {"limits": limits}
-    serve(Configuration.model_validate_json(json.dumps(configuration)), listener)
+    serve(Configuration.model_validate_json(json.dumps(document)), listener)
 
 
 def tiny_endpoint(folder: str, name: str = MODEL_ID, **engine: Any) -> dict[str, Any]:

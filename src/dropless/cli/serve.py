@@ -67,7 +67,7 @@ def serve(
     for endpoint in configuration.endpoints:
         for entity in endpoint.served_entities:
             resolve_model(entity.model, allow_shapes=entity.engine.weights == "random")
-    serve_http(configuration, listener)
+    serve_http(configuration, listener, config)
 
 
 def from_options(model: str | None, host: str, port: int, engine: dict[str, Any]) -> Configuration:

@@ -97,6 +97,11 @@ class AsyncEngineClient:
         alive = self._process is not None and not self._process.died.done()
         return self._process.pid if self._process is not None and alive else None
 
+    @property
+    def detail(self) -> str:
+        """What the state means just now, in words."""
+        return self._detail
+
     async def start(self, on_progress: Callable[[LoadProgress], None] | None = None) -> EngineReady:
         """Starts the engine process and waits until it serves.
 

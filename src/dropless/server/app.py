@@ -10,31 +10,39 @@ from starlette.responses import Response
 from dropless import __version__
 from dropless.errors import DroplessError
 from dropless.server.asgi import RequestIds
+from dropless.server.endpoints.manager import EndpointManager
 from dropless.server.errors import error_response
 from dropless.server.gateway import Gateway
 from dropless.server.health import health_of
+from dropless.server.management.routes import Management
 from dropless.server.routes import call_routes, json_response, model_routes
+from dropless.server.traffic import CountTraffic, Traffic
 
 
-def create_app(gateway: Gateway) -> FastAPI:
+def create_app(gateway: Gateway, manager: EndpointManager, traffic: Traffic) -> FastAPI:
     """The application around a gateway, whose registry the caller starts and stops. Until an
     endpoint's models are loaded, its calls get 503 and /health says what they do."""
     app = FastAPI(title="Dropless", version=__version__, docs_url=None, redoc_url=None)
     app.router.routes += call_routes(gateway)
     app.include_router(model_routes(gateway))
-    _add_status_routes(app, gateway)
+    app.include_router(Management(gateway, manager).router())
+    _add_status_routes(app, gateway, traffic)
     for kind in (DroplessError, HTTPException, ValidationError):
         app.add_exception_handler(kind, error_response)
+    app.add_middleware(CountTraffic, traffic=traffic)
     app.add_middleware(RequestIds)
     return app
 
 
-def _add_status_routes(app: FastAPI, gateway: Gateway) -> None:
+def _add_status_routes(app: FastAPI, gateway: Gateway, traffic: Traffic) -> None:
     @app.get("/health")
     async def health() -> Response:
-        """200 only if every engine answered within a second."""
-        ok, body = await health_of(gateway.registry.engines.engines)
-        return json_response(body, 200 if ok else 503)
+        """200 only if every engine answered within a second, and new requests are taken."""
+        body = await health_of(gateway.registry.engines.engines)
+        if traffic.draining:
+            detail = f"no new requests are taken; {traffic.running} run"
+            body |= {"status": "unavailable", "state": "draining", "detail": detail}
+        return json_response(body, 200 if body["status"] == "ok" else 503)
 
     @app.get("/version")
     async def version() -> Response:

@@ -22,14 +22,19 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from dropless.errors import (
+    CheckpointError,
+    ConflictError,
+    DownloadError,
     DroplessError,
     EngineDeadError,
     EngineError,
     EngineOverloadedError,
     InvalidRequestError,
+    MemoryPlanError,
     ModelNotFoundError,
     OutOfMemoryError,
     PermissionDeniedError,
+    SettingsError,
 )
 
 logger = logging.getLogger("dropless.server")
@@ -46,6 +51,7 @@ _PLATFORM_CODES = {
     404: "RESOURCE_DOES_NOT_EXIST",
     405: "METHOD_NOT_ALLOWED",
     408: "REQUEST_TIMEOUT",
+    409: "RESOURCE_CONFLICT",
     413: "REQUEST_TOO_LARGE",
     499: "CANCELLED",
     500: "INTERNAL_ERROR",
@@ -101,6 +107,12 @@ def to_http_error(error: BaseException) -> HttpError:
             return _bad_request(400, str(error), error.param, error.code)
         case ModelNotFoundError():
             return _bad_request(404, str(error), "model", "model_not_found")
+        case SettingsError():
+            return _bad_request(400, str(error), None, "invalid_settings")
+        case MemoryPlanError() | CheckpointError() | DownloadError():
+            return _bad_request(400, str(error), None, "model_does_not_load")
+        case ConflictError():
+            return _bad_request(409, str(error), None, "conflict")
         case PermissionDeniedError():
             return HttpError(403, str(error), "permission_error", code="permission_denied")
         case ClientDisconnect():

@@ -50,7 +50,7 @@ class Gateway:
         seed: int | None = None,
     ) -> None:
         self.registry = registry
-        self._limits = limits
+        self.limits = limits
         self._observers = observers
         self._gates = Gates(quotas, guardrails)
         self._chance = random.Random(seed)
@@ -67,10 +67,7 @@ class Gateway:
             PermissionDeniedError: the principal may not do this there, whether it exists or not.
             ModelNotFoundError: there is none; the message lists those that the principal sees.
         """
-        if not principal.can(permission, name):
-            raise PermissionDeniedError(
-                f"{principal.name} needs {permission} on {name!r}; ask who manages it"
-            )
+        self.check_permission(principal, name, permission)
         endpoint = self.registry.get(name)
         if endpoint is None:
             seen = ", ".join(repr(e.name) for e in self.visible_to(principal)) or "none"
@@ -78,6 +75,13 @@ class Gateway:
                 f"the model {name!r} is not served here; this server has {seen}"
             )
         return endpoint
+
+    def check_permission(self, principal: Principal, name: str, permission: Permission) -> None:
+        """Raises PermissionDeniedError."""
+        if not principal.can(permission, name):
+            raise PermissionDeniedError(
+                f"{principal.name} needs {permission} on {name!r}; ask who manages it"
+            )
 
     def visible_to(self, principal: Principal) -> list[Endpoint]:
         return [e for e in self.registry.list() if principal.can("CAN_VIEW", e.name)]
@@ -124,7 +128,7 @@ class Gateway:
         if self._observers:
             headers = request.headers.items()
             call.sent_headers = {key: text for key, text in headers if key in _TRACE_HEADERS}
-        limits = self._limits
+        limits = self.limits
         raw = await read_body(request, limits.max_body_bytes, limits.body_timeout_s)
         call.request_body = raw
         call.api = api or _api_of(raw)

@@ -15,14 +15,14 @@ from dropless.server.endpoints.engines import ModelEngine
 HEALTH_TIMEOUT_S = 1.0
 
 
-async def health_of(engines: Sequence[ModelEngine]) -> tuple[bool, dict[str, Any]]:
-    """Whether every engine answered in time, and the body that says so. The words on top are
-    those of the first engine that is not well, the figures the sum over all."""
+async def health_of(engines: Sequence[ModelEngine]) -> dict[str, Any]:
+    """Whether every engine answers in time: `status` is "ok" only then. The words on top are those
+    of the first engine that is not well, the figures the sum over all."""
     each = await asyncio.gather(*(engine.client.health(HEALTH_TIMEOUT_S) for engine in engines))
     unwell = [health for health in each if not health.ok]
     worst = (unwell or each or [Health(True, "serving", "no endpoints", None, 0)])[0]
     stats = [health.stats for health in each if health.stats is not None]
-    body = {
+    return {
         "status": "unavailable" if unwell else "ok",
         "state": worst.state,
         "detail": worst.detail,
@@ -39,7 +39,6 @@ async def health_of(engines: Sequence[ModelEngine]) -> tuple[bool, dict[str, Any
             for engine, health in zip(engines, each, strict=True)
         ],
     }
-    return not unwell, body
 
 
 def _sum(stats: Sequence[EngineStats]) -> dict[str, float]:

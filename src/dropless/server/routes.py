@@ -68,7 +68,7 @@ def _entry(endpoint: Endpoint) -> dict[str, Any]:
     return {
         "id": endpoint.name,
         "object": "model",
-        "created": int(endpoint.changed),
+        "created": int(endpoint.created),
         "owned_by": "dropless",
         "max_model_len": endpoint.max_model_len,
     }

@@ -7,25 +7,37 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any
 
 import uvicorn
 import uvloop
 from fastapi import FastAPI
 
+from dropless.errors import DroplessError
 from dropless.server.app import create_app
 from dropless.server.configuration.settings import Configuration
+from dropless.server.endpoints.manager import EndpointManager
 from dropless.server.endpoints.registry import EndpointRegistry
+from dropless.server.endpoints.store import EndpointStore
 from dropless.server.gateway import Gateway
 from dropless.server.limits import HttpLimits
 from dropless.server.listener import BACKLOG, cut_stalled_clients, raise_file_limit, url
 from dropless.server.terminal import Terminal
+from dropless.server.traffic import Traffic
+
+logger = logging.getLogger("dropless.server")
 
 
-def serve(configuration: Configuration, listener: socket.socket) -> None:
+def serve(configuration: Configuration, listener: socket.socket, file: Path | None = None) -> None:
     """Serve what the configuration describes on `listener` (see
-    `dropless.server.listener.listen`) until SIGINT or SIGTERM. The first signal lets running
-    requests finish for `shutdown_grace_s`, the second stops at once. Belongs to the main thread.
+    `dropless.server.listener.listen`) until SIGINT or SIGTERM. The first signal refuses new
+    requests and lets those that run finish for `shutdown_grace_s`, the second stops at once.
+    Belongs to the main thread.
+
+    `file` is where the configuration comes from: SIGHUP reads it again. Endpoints made through the
+    API are then kept in the data folder.
 
     While the models load, /health and calls answer 503. When they serve, what to try is printed.
     Each request is logged with its id, status and time.
@@ -37,14 +49,22 @@ def serve(configuration: Configuration, listener: socket.socket) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     raise_file_limit()
     cut_stalled_clients(listener, limits.stalled_client_s)
-    registry = EndpointRegistry(configuration.endpoints)
-    server = _server(create_app(Gateway(registry, limits)), limits)
-    running = _Running(registry, server, listener, Terminal(url(listener)))
+    endpoints = list(configuration.endpoints)
+    store = None
+    if file is not None:
+        store = EndpointStore(configuration.data / "endpoints.json")
+        store.check_apart(configuration)
+        endpoints += store.endpoints.values()
+    registry = EndpointRegistry(endpoints)
+    manager = EndpointManager(registry, configuration, file, store)
+    traffic = Traffic()
+    server = _server(create_app(Gateway(registry, limits), manager, traffic))
+    running = _Running(manager, server, traffic, listener, Terminal(url(listener)), limits)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(running.run())
 
 
-def _server(app: FastAPI, limits: HttpLimits) -> uvicorn.Server:
+def _server(app: FastAPI) -> uvicorn.Server:
     return _Server(
         uvicorn.Config(
             app,
@@ -56,7 +76,7 @@ def _server(app: FastAPI, limits: HttpLimits) -> uvicorn.Server:
             log_level=logging.WARNING,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=max(1, round(limits.shutdown_grace_s)),
+            timeout_graceful_shutdown=1,  # `Traffic.drain` has waited before
         )
     )
 
@@ -74,16 +94,21 @@ class _Running:
 
     def __init__(
         self,
-        registry: EndpointRegistry,
+        manager: EndpointManager,
         server: uvicorn.Server,
+        traffic: Traffic,
         listener: socket.socket,
         terminal: Terminal,
+        limits: HttpLimits,
     ) -> None:
-        self._registry = registry
+        self._manager = manager
         self._server = server
+        self._traffic = traffic
         self._listener = listener
         self._terminal = terminal
+        self._limits = limits
         self._loading: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()  # of signals
         self._told_to_stop = False
         self._stop_now = asyncio.Event()
 
@@ -91,6 +116,8 @@ class _Running:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._signalled)
+        if self._manager.file is not None:
+            loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload()))
         work = asyncio.create_task(self._serve_and_stop())
         now = asyncio.create_task(self._stop_now.wait())
         await asyncio.wait((work, now), return_when=asyncio.FIRST_COMPLETED)
@@ -105,26 +132,42 @@ class _Running:
             self._stop_now.set()
             return
         self._told_to_stop = True
-        self._server.should_exit = True
         self._terminal.stopping()
         if self._loading is not None:
             self._loading.cancel()
+        self._spawn(self._drain())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _drain(self) -> None:
+        await self._traffic.drain(self._limits.shutdown_grace_s)
+        self._server.should_exit = True
+
+    async def _reload(self) -> None:
+        try:
+            logger.info("reloaded %s: %s", self._manager.file, await self._manager.reload())
+        except DroplessError as error:
+            logger.error("%s is not taken up, nothing has changed: %s", self._manager.file, error)
 
     async def _serve_and_stop(self) -> None:
         serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
         try:
             if await self._load():
-                self._terminal.ready(self._registry.list())
+                self._terminal.ready(self._manager.registry.list())
                 await serving
         finally:
             self._server.should_exit = True
             await serving
-            await self._registry.stop()
+            await self._manager.stop()
+            await self._manager.registry.stop()
 
     async def _load(self) -> bool:
         """False if a signal came first."""
         with self._terminal.loading() as show:
-            self._loading = asyncio.create_task(self._registry.start(show))
+            self._loading = asyncio.create_task(self._manager.registry.start(show))
             await asyncio.wait((self._loading,))
         if self._loading.cancelled():
             return False

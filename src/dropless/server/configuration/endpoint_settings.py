@@ -103,11 +103,13 @@ class FallbackSettings(Section):
 
 class EndpointSettings(Section):
     """One endpoint. With several served entities, `traffic_config` says how calls are spread; one
-    that no route names answers only for those that fail."""
+    that no route names answers only for those that fail. `system_prompt` begins every chat that
+    has no system message of its own."""
 
     name: Name
     served_entities: tuple[ServedEntitySettings, ...] = Field(min_length=1)
     traffic_config: TrafficSettings | None = None
+    system_prompt: str | None = None
     fallback_config: FallbackSettings = FallbackSettings()
 
     @model_validator(mode="after")

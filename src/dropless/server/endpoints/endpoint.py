@@ -39,7 +39,7 @@ class Endpoint:
         self.settings = settings
         self.version = version
         self.entities = entities
-        self.changed = time.time()
+        self.created = self.changed = time.time()
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from dropless.engine.messages import LoadProgress
 from dropless.server.configuration.endpoint_settings import EndpointSettings
@@ -48,34 +48,31 @@ class EndpointRegistry:
             for endpoint in self.list():
                 await _start_engines(endpoint, on_progress)
 
-    async def put(self, settings: EndpointSettings) -> Endpoint:
-        """Add this endpoint, or change the one of this name: the new version answers when its
-        models are loaded, until then the old one does. Calls under way stay with the old one.
+    async def change(self, wanted: Mapping[str, EndpointSettings | None]) -> None:
+        """Add or change these endpoints, and remove those that are None: all of it, or nothing.
+
+        What is new answers when its models are loaded, until then the old does. Calls under way
+        stay with what they began with, and end well.
 
         Raises:
             DroplessError: a model does not load; everything is as it was.
         """
         async with self._changing:
-            old = self._endpoints.get(settings.name)
-            if old is not None and old.settings == settings:
-                return old
-            version = 1 if old is None else old.version + 1
-            new = await asyncio.to_thread(make_endpoint, settings, version, self.engines)
+            made: list[Endpoint] = []
             try:
-                await _start_engines(new, None)
+                for name, settings in wanted.items():
+                    old = self._endpoints.get(name)
+                    if settings is not None and (old is None or old.settings != settings):
+                        made.append(await self._make(settings, old))
             except BaseException:
-                await self._release(new)
+                for endpoint in made:
+                    await self._release(endpoint)
                 raise
-            self._endpoints[settings.name] = new
-            if old is not None:
-                self._retire(old)
-            return new
-
-    async def remove(self, name: str) -> None:
-        """Calls under way end well. Nothing happens if there is no such endpoint."""
-        async with self._changing:
-            endpoint = self._endpoints.pop(name, None)
-            if endpoint is not None:
+            gone = [self._endpoints.pop(name, None) for name, s in wanted.items() if s is None]
+            for new in made:
+                gone.append(self._endpoints.get(new.name))
+                self._endpoints[new.name] = new
+            for endpoint in filter(None, gone):
                 self._retire(endpoint)
 
     async def stop(self) -> None:
@@ -84,6 +81,19 @@ class EndpointRegistry:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
         await self.engines.stop()
+
+    async def _make(self, settings: EndpointSettings, old: Endpoint | None) -> Endpoint:
+        """The next version of an endpoint, with its engines running."""
+        version = 1 if old is None else old.version + 1
+        new = await asyncio.to_thread(make_endpoint, settings, version, self.engines)
+        if old is not None:
+            new.created = old.created
+        try:
+            await _start_engines(new, None)
+        except BaseException:
+            await self._release(new)
+            raise
+        return new
 
     def _retire(self, endpoint: Endpoint) -> None:
         task = asyncio.create_task(self._release_when_idle(endpoint))

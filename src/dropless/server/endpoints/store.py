@@ -1,0 +1,64 @@
+"""Endpoints that were made through the API, kept over restarts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from dropless.errors import SettingsError
+from dropless.server.configuration.endpoint_settings import EndpointSettings
+from dropless.server.configuration.problems import problems
+from dropless.server.configuration.settings import Configuration
+
+
+class EndpointStore:
+    """A JSON file, replaced as a whole, so that a crash leaves the old one or the new one.
+
+    Raises:
+        SettingsError: the file is there and cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.endpoints: dict[str, EndpointSettings] = {}
+        self._path = path
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"cannot read {path}: {error}") from error
+        try:
+            kept = Configuration.model_validate_json(text)
+        except ValidationError as error:
+            sentences = "; ".join(sentence for _, sentence in problems(error, Configuration))
+            raise SettingsError(
+                f"{path}, where endpoints made through the API are kept, is damaged: {sentences}"
+            ) from error
+        self.endpoints = {endpoint.name: endpoint for endpoint in kept.endpoints}
+
+    def check_apart(self, configuration: Configuration) -> None:
+        """Raises SettingsError: an endpoint of the configuration is in the store too."""
+        for endpoint in configuration.endpoints:
+            if endpoint.name in self.endpoints:
+                raise SettingsError(
+                    f"the endpoint {endpoint.name!r} was made through the API and is described in "
+                    f"the configuration file too; delete the one or the other ({self._path} keeps "
+                    "the former)"
+                )
+
+    def keep(self, changes: Mapping[str, EndpointSettings | None]) -> None:
+        """Add or replace these, and forget those that are None."""
+        merged = {**self.endpoints, **changes}
+        self.endpoints = {name: e for name, e in merged.items() if e is not None}
+        documents = [e.model_dump(mode="json", exclude_unset=True) for e in self.endpoints.values()]
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        new = self._path.with_suffix(".new")
+        with new.open("w", encoding="utf-8") as file:
+            json.dump({"endpoints": documents}, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self._path)
