@@ -46,12 +46,45 @@ class ChatTemplateError(InvalidRequestError):
         super().__init__(message, param=param, code="chat_template_failed")
 
 
+class AuthenticationError(DroplessError):
+    """Who asks could not be established: no token, or one that is not valid."""
+
+
 class PermissionDeniedError(DroplessError):
     """Who asks is known, and may not do this. The message names the permission that is missing."""
 
 
 class ConflictError(DroplessError):
     """What is asked for contradicts what there is: a name that is taken, a change under way."""
+
+
+class ResourceNotFoundError(DroplessError):
+    """What a management call names does not exist: a user, a group, a token."""
+
+
+class ResourceExistsError(DroplessError):
+    """What was to be created has the name of something that exists already."""
+
+
+class TokenStoreError(DroplessError):
+    """The database of users and tokens does not answer, so nobody is let in; try again."""
+
+
+class RateLimitError(DroplessError):
+    """A limit of tokens or queries is reached; the same request is let in after `retry_after_s`.
+
+    `limit_type` is the platform's name of it, for example `input_tokens_per_minute`; `current` is
+    what its window would hold with this request.
+    """
+
+    def __init__(
+        self, message: str, *, limit_type: str, limit: int, current: int, retry_after_s: float
+    ) -> None:
+        super().__init__(message)
+        self.limit_type = limit_type
+        self.limit = limit
+        self.current = current
+        self.retry_after_s = retry_after_s
 
 
 class ModelNotFoundError(DroplessError):

@@ -25,6 +25,7 @@ from dropless.errors import (
     CheckpointError,
     ConflictError,
     DownloadError,
+    AuthenticationError,
     DroplessError,
     EngineDeadError,
     EngineError,
@@ -35,6 +36,10 @@ from dropless.errors import (
     OutOfMemoryError,
     PermissionDeniedError,
     SettingsError,
+    RateLimitError,
+    ResourceExistsError,
+    ResourceNotFoundError,
+    TokenStoreError,
 )
 
 logger = logging.getLogger("dropless.server")
@@ -44,19 +49,23 @@ _HTTP_CODES = {
     405: "method_not_allowed",
     408: "request_timeout",
     413: "request_too_large",
+    431: "request_headers_too_large",
 }
 _PLATFORM_CODES = {
     400: "INVALID_PARAMETER_VALUE",
+    401: "UNAUTHENTICATED",
     403: "PERMISSION_DENIED",
     404: "RESOURCE_DOES_NOT_EXIST",
     405: "METHOD_NOT_ALLOWED",
     408: "REQUEST_TIMEOUT",
     409: "RESOURCE_CONFLICT",
     413: "REQUEST_TOO_LARGE",
+    429: "REQUEST_LIMIT_EXCEEDED",
     499: "CANCELLED",
     500: "INTERNAL_ERROR",
     503: "TEMPORARILY_UNAVAILABLE",
 }
+_STORE_RETRY_S = 1.0
 _MAX_SHOWN_VALUE = 60  # characters of a wrong value that an error message repeats
 
 
@@ -88,13 +97,51 @@ class HttpError:
     def response(self, platform: bool = False) -> Response:
         headers = {}
         if self.retry_after_s is not None:
-            headers["retry-after"] = str(max(1, math.ceil(self.retry_after_s)))
+            headers["retry-after"] = str(_whole_seconds(self.retry_after_s))
+        if self.status == 401:
+            headers["www-authenticate"] = 'Bearer realm="dropless"'
         return Response(
             msgspec.json.encode(self.platform_body() if platform else self.body()),
             status_code=self.status,
             headers=headers,
             media_type="application/json",
         )
+
+
+@dataclass(frozen=True)
+class RateLimitHttpError(HttpError):
+    """429, whose body is the same on all paths."""
+
+    limit_type: str = ""
+    limit: int = 0
+    current: int = 0
+
+    @classmethod
+    def of(cls, error: RateLimitError) -> RateLimitHttpError:
+        return cls(
+            429,
+            str(error),
+            "rate_limit_exceeded",
+            retry_after_s=error.retry_after_s,
+            limit_type=error.limit_type,
+            limit=error.limit,
+            current=error.current,
+        )
+
+    def body(self) -> dict[str, Any]:
+        assert self.retry_after_s is not None
+        error = {
+            "message": self.message,
+            "type": self.type,
+            "code": self.status,
+            "limit_type": self.limit_type,
+            "limit": self.limit,
+            "current": self.current,
+            "retry_after": _whole_seconds(self.retry_after_s),
+        }
+        return {"error": error}
+
+    platform_body = body
 
 
 def to_http_error(error: BaseException) -> HttpError:
@@ -117,6 +164,16 @@ def to_http_error(error: BaseException) -> HttpError:
             return HttpError(403, str(error), "permission_error", code="permission_denied")
         case ClientDisconnect():
             return HttpError(499, "the client left before the answer was complete", "client_left")
+        case AuthenticationError():
+            return _bad_request(401, str(error), None, "invalid_api_key")
+        case ResourceNotFoundError():
+            return _bad_request(404, str(error), None, "not_found")
+        case ResourceExistsError():
+            return _bad_request(409, str(error), None, "already_exists")
+        case RateLimitError():
+            return RateLimitHttpError.of(error)
+        case TokenStoreError():
+            return _unavailable(str(error), "token_store_unavailable", _STORE_RETRY_S)
         case HTTPException():
             code = _HTTP_CODES.get(error.status_code)
             return _bad_request(error.status_code, str(error.detail), None, code)
@@ -162,6 +219,11 @@ def is_bug(error: BaseException) -> bool:
 def log_unexpected(error: BaseException, request_id: str) -> None:
     """Log an exception that is no DroplessError with its stack trace, under the request's id."""
     logger.error("request %s failed unexpectedly", request_id, exc_info=error)
+
+
+def _whole_seconds(seconds: float) -> int:
+    """For Retry-After: never too early."""
+    return max(1, math.ceil(seconds))
 
 
 def _bad_request(status: int, message: str, param: str | None, code: str | None) -> HttpError:

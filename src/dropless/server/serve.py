@@ -17,6 +17,7 @@ from fastapi import FastAPI
 
 from dropless.errors import DroplessError
 from dropless.server.app import create_app
+from dropless.server.bounded_http import bounded_http
 from dropless.server.configuration.settings import Configuration
 from dropless.server.endpoints.manager import EndpointManager
 from dropless.server.endpoints.registry import EndpointRegistry
@@ -68,7 +69,7 @@ def _server(app: FastAPI) -> uvicorn.Server:
     return _Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=bounded_http(limits),
             ws="none",
             lifespan="off",
             backlog=BACKLOG,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast, get_args
+
+from dropless.errors import InvalidRequestError
 
 Permission = Literal["CAN_VIEW", "CAN_QUERY", "CAN_MANAGE"]
+PrincipalKind = Literal["user", "service_principal"]
 
 # A higher permission includes the lower ones.
 _RANKS: dict[Permission, int] = {"CAN_VIEW": 0, "CAN_QUERY": 1, "CAN_MANAGE": 2}
@@ -16,10 +20,41 @@ ALL_ENDPOINTS = "*"
 @dataclass(frozen=True, slots=True)
 class Grant:
     """A permission on one endpoint, or on all of them (`ALL_ENDPOINTS`). CAN_MANAGE on all makes
-    an administrator."""
+    an administrator. As text: `CAN_QUERY` on all, `CAN_QUERY:dbrx` on one."""
 
     permission: Permission
     endpoint: str = ALL_ENDPOINTS
+
+    def __str__(self) -> str:
+        if self.endpoint == ALL_ENDPOINTS:
+            return self.permission
+        return f"{self.permission}:{self.endpoint}"
+
+    @classmethod
+    def parse(cls, text: str) -> Grant:
+        """Raises InvalidRequestError."""
+        permission, _, endpoint = text.partition(":")
+        if permission not in get_args(Permission):
+            raise InvalidRequestError(
+                f"{text!r} is no grant; write CAN_VIEW, CAN_QUERY or CAN_MANAGE for all endpoints, "
+                "or with an endpoint's name as CAN_QUERY:dbrx"
+            )
+        return cls(cast(Permission, permission), endpoint or ALL_ENDPOINTS)
+
+    def within(self, scope: Grant) -> Grant | None:
+        """What is left of this grant inside a scope; None if they share no endpoint."""
+        if ALL_ENDPOINTS not in (self.endpoint, scope.endpoint) and self.endpoint != scope.endpoint:
+            return None
+        permission = min(self.permission, scope.permission, key=_RANKS.__getitem__)
+        return Grant(
+            permission, scope.endpoint if self.endpoint == ALL_ENDPOINTS else self.endpoint
+        )
+
+
+def narrowed(grants: Iterable[Grant], scopes: Iterable[Grant]) -> tuple[Grant, ...]:
+    """What a token with these scopes may do for an owner with these grants."""
+    both = [grant.within(scope) for grant in grants for scope in scopes]
+    return tuple(dict.fromkeys(grant for grant in both if grant is not None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +64,7 @@ class Principal:
     """
 
     name: str
-    kind: Literal["user", "service_principal"] = "user"
+    kind: PrincipalKind = "user"
     groups: frozenset[str] = frozenset()
     grants: tuple[Grant, ...] = ()
     token_id: str | None = None
@@ -50,3 +85,6 @@ class Principal:
 
 # Everybody, while a server on the loopback address has no token store.
 LOCAL = Principal("local", grants=(Grant("CAN_MANAGE"),))
+# Everybody, where a server without a token store was told to be open on a public address. They
+# may use it, but not change what it serves.
+ANYONE = Principal("anyone", grants=(Grant("CAN_QUERY"),))

@@ -1,0 +1,57 @@
+"""The door: nobody comes past it unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dropless.errors import DroplessError, InvalidRequestError
+from dropless.server.errors import to_http_error
+from dropless.server.identity.browser import check_host, check_origin, host_name, single_headers
+from dropless.server.identity.gatekeeper import Gatekeeper
+
+
+class Identity:
+    """Middleware that sets `scope["principal"]`, or answers 401 or 403 itself. Every path but those
+    in `public` is closed, whether something is served there or not."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        gatekeeper: Gatekeeper,
+        public: Collection[str],
+        allowed_hosts: Collection[str] = (),
+        cors_origins: Collection[str] = (),
+    ) -> None:
+        self._app = app
+        self._gatekeeper = gatekeeper
+        self._public = frozenset(public)
+        self._allowed_hosts = frozenset(map(host_name, allowed_hosts))
+        self._cors_origins = frozenset(cors_origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        assert scope["type"] == "http", scope["type"]
+        try:
+            await self._admit(scope)
+        except DroplessError as error:
+            await to_http_error(error).response()(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    async def _admit(self, scope: Scope) -> None:
+        headers = single_headers(scope["headers"])
+        host = headers.get(b"host")
+        if host is None and scope["http_version"] != "1.0":
+            raise InvalidRequestError("the header host is missing; HTTP/1.1 needs it")
+        if scope["path"] in self._public:
+            return
+        open_here = self._gatekeeper.local and not self._gatekeeper.closed
+        if open_here or self._allowed_hosts:
+            check_host((host or b"").decode("latin-1"), self._allowed_hosts)
+        check_origin(headers, scope["method"], self._cors_origins)
+        scope["principal"] = await self._gatekeeper.principal(headers)
