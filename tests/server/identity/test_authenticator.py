@@ -14,9 +14,8 @@ import pytest
 
 from dropless.errors import AuthenticationError, TokenStoreError
 from dropless.server.identity import authenticator as module
-from dropless.server.identity.accounts import Holder
 from dropless.server.identity.authenticator import Authenticator
-from dropless.server.identity.principal import Grant, Principal
+from dropless.server.identity.principal import Grant, Holder, Principal
 from dropless.server.identity.store import IdentityStore
 from dropless.server.identity.token import Token
 
@@ -70,8 +69,7 @@ def test_another_secret_under_a_known_name(database_url: str, token: Token) -> N
 def test_what_another_process_changes_holds_at_once(database_url: str, token: Token) -> None:
     program = (
         "import sys; from dropless.server.identity.store import IdentityStore; "
-        "from dropless.server.identity.accounts import Holder; "
-        "from dropless.server.identity.principal import Grant; "
+        "from dropless.server.identity.principal import Grant, Holder; "
         "store = IdentityStore(sys.argv[1]); exec(sys.argv[2])"
     )
 

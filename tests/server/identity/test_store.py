@@ -18,8 +18,7 @@ from dropless.errors import (
     SettingsError,
     TokenStoreError,
 )
-from dropless.server.identity.accounts import Holder
-from dropless.server.identity.principal import Grant
+from dropless.server.identity.principal import Grant, Holder
 from dropless.server.identity.store import IdentityStore
 from dropless.server.identity.token import Token
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
@@ -18,6 +18,7 @@ from dropless.server.identity.principal import (
     ANYONE,
     LOCAL,
     Grant,
+    Holder,
     Permission,
     PrincipalKind,
 )
@@ -30,14 +31,6 @@ from dropless.server.identity.schema import (
 )
 
 _RESERVED = (LOCAL.name, ANYONE.name)  # of requests without a token
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """Who holds a grant: a user or service principal, or a group with all its members."""
-
-    kind: Literal["principal", "group"]
-    name: str
 
 
 @dataclass(frozen=True, slots=True)

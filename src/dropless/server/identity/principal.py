@@ -83,6 +83,14 @@ class Principal:
         return Grant("CAN_MANAGE") in self.grants
 
 
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a grant: a user or service principal, or a group with all its members."""
+
+    kind: Literal["principal", "group"]
+    name: str
+
+
 # Everybody, while a server on the loopback address has no token store.
 LOCAL = Principal("local", grants=(Grant("CAN_MANAGE"),))
 # Everybody, where a server without a token store was told to be open on a public address. They
