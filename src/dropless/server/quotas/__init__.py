@@ -1,0 +1,1 @@
+"""How many queries and tokens one may have in which time."""
