@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from dropless.errors import InvalidRequestError, RateLimitError
 from dropless.server.identity.principal import Principal
@@ -27,8 +27,7 @@ class Limited(Protocol):
     def rate_limits(self) -> Sequence[RateLimit]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class WindowKey:
+class WindowKey(NamedTuple):
     """Whose window it is: `key` as in RateLimit, and which one. It does not say the limit, so that
     a new configuration does not forget what was taken."""
 

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 _Limit = Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Meter:
     """Something that is counted over a sliding window. `setting` is its name in RateLimit, `name`
     and `limit_type` are what a refusal calls it."""
