@@ -8,7 +8,20 @@ import typer
 from typer.core import TyperGroup
 
 from dropless import __version__
-from dropless.cli import bench, chat, config, generate, models, plan, pull, serve, study
+from dropless.cli import (
+    bench,
+    chat,
+    config,
+    generate,
+    groups,
+    models,
+    plan,
+    pull,
+    serve,
+    study,
+    tokens,
+    users,
+)
 from dropless.errors import DroplessError
 
 
@@ -50,6 +63,9 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(config.config, name="config")
+app.add_typer(tokens.tokens, name="tokens")
+app.add_typer(users.users, name="users")
+app.add_typer(groups.groups, name="groups")
 
 
 def _print_version(wanted: bool) -> None:

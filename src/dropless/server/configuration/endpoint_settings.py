@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from dropless.engine.config import EngineConfig
 from dropless.errors import SettingsError
 from dropless.server.configuration.section import Section
+from dropless.server.quotas.rate_limit import RateLimit
 
 MAX_NAME_LENGTH = 255
 
@@ -111,6 +112,7 @@ class EndpointSettings(Section):
     traffic_config: TrafficSettings | None = None
     system_prompt: str | None = None
     fallback_config: FallbackSettings = FallbackSettings()
+    rate_limits: tuple[RateLimit, ...] = ()
 
     @model_validator(mode="after")
     def _check_entities(self) -> EndpointSettings:

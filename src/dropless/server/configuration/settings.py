@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from dropless.server.configuration.endpoint_settings import EndpointSettings
 from dropless.server.configuration.section import Section
+from dropless.server.identity.settings import IdentitySettings
 from dropless.server.limits import HttpLimits
 
 DEFAULT_DATA = Path("~/.local/share/dropless")
@@ -18,10 +19,15 @@ UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
 class ServerSettings(Section):
-    """Where the server listens, and what one client may take of it."""
+    """Where the server listens, which browsers it answers, and what one client may take of it.
+    `cors_origins` are sites whose pages may call it, as `https://app.example.com`; `allowed_hosts`
+    are names that it goes by, without a port. With none, a server without tokens answers under
+    loopback names only."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
+    cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     limits: HttpLimits = HttpLimits()
 
 
@@ -30,6 +36,7 @@ class Configuration(Section):
 
     server: ServerSettings = ServerSettings()
     data: UserPath = DEFAULT_DATA.expanduser()
+    identity: IdentitySettings = IdentitySettings()
     endpoints: tuple[EndpointSettings, ...] = ()
 
     @model_validator(mode="after")

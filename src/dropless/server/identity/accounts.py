@@ -11,26 +11,22 @@ from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from dropless.errors import InvalidRequestError, ResourceExistsError, ResourceNotFoundError
+from dropless.errors import ResourceExistsError, ResourceNotFoundError
 from dropless.server.identity.database import Database
 from dropless.server.identity.principal import (
     ALL_ENDPOINTS,
-    ANYONE,
-    LOCAL,
     Grant,
     Holder,
     Permission,
     PrincipalKind,
+    check_name,
 )
 from dropless.server.identity.schema import (
-    NAME_CHARS,
     GrantRow,
     GroupRow,
     MembershipRow,
     PrincipalRow,
 )
-
-_RESERVED = (LOCAL.name, ANYONE.name)  # of requests without a token
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +54,28 @@ class Accounts:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def create(self, name: str, kind: PrincipalKind = "user", grants: Iterable[Grant] = ()) -> None:
-        """Raises InvalidRequestError for a name that cannot be one, ResourceExistsError."""
-        _check_name(name)
+    def create(
+        self,
+        name: str,
+        kind: PrincipalKind = "user",
+        grants: Iterable[Grant] = (),
+        groups: Iterable[str] = (),
+    ) -> None:
+        """Raises:
+        InvalidRequestError: for a name that cannot be one.
+        ResourceExistsError: the name is taken.
+        ResourceNotFoundError: there is no such group.
+        """
+        check_name(name)
         row = PrincipalRow(name=name, kind=kind, created_at=now_ms())
         try:
             with self._database.changing() as session:
                 session.add(row)
                 session.flush()
                 _set_grants(session, Holder("principal", name), grants)
+                for group in dict.fromkeys(groups):
+                    _group_row(session, group)
+                    session.add(MembershipRow(group_name=group, principal_name=name))
         except IntegrityError:
             raise ResourceExistsError(f"{name!r} exists already") from None
 
@@ -87,7 +96,7 @@ class Accounts:
 
     def create_group(self, name: str, grants: Iterable[Grant] = ()) -> None:
         """Raises InvalidRequestError for a name that cannot be one, ResourceExistsError."""
-        _check_name(name)
+        check_name(name)
         try:
             with self._database.changing() as session:
                 session.add(GroupRow(name=name, created_at=now_ms()))
@@ -205,18 +214,6 @@ def _check_holder(session: Session, holder: Holder) -> None:
         _group_row(session, holder.name)
     else:
         principal_row(session, holder.name)
-
-
-def _check_name(name: str) -> None:
-    if not name or len(name) > NAME_CHARS or not name.isprintable() or name != name.strip():
-        raise InvalidRequestError(
-            f"{name!r} cannot be a name; use 1 to {NAME_CHARS} printable characters, for example "
-            "alice@example.com"
-        )
-    if name in _RESERVED:
-        raise InvalidRequestError(
-            f"the name {name!r} is kept for requests without a token; choose another"
-        )
 
 
 def _grants(session: Session, holder: Holder) -> Sequence[GrantRow]:

@@ -15,6 +15,7 @@ PrincipalKind = Literal["user", "service_principal"]
 _RANKS: dict[Permission, int] = {"CAN_VIEW": 0, "CAN_QUERY": 1, "CAN_MANAGE": 2}
 
 ALL_ENDPOINTS = "*"
+NAME_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +97,16 @@ LOCAL = Principal("local", grants=(Grant("CAN_MANAGE"),))
 # Everybody, where a server without a token store was told to be open on a public address. They
 # may use it, but not change what it serves.
 ANYONE = Principal("anyone", grants=(Grant("CAN_QUERY"),))
+
+
+def check_name(name: str) -> None:
+    """Raises InvalidRequestError: no user, service principal or group can have this name."""
+    if not name or len(name) > NAME_CHARS or not name.isprintable() or name != name.strip():
+        raise InvalidRequestError(
+            f"{name!r} cannot be a name; use 1 to {NAME_CHARS} printable characters, for example "
+            "alice@example.com"
+        )
+    if name in (LOCAL.name, ANYONE.name):
+        raise InvalidRequestError(
+            f"the name {name!r} is kept for requests without a token; choose another"
+        )

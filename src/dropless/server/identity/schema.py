@@ -13,10 +13,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from dropless.server.identity.principal import NAME_CHARS
+
 # Of what is below. A store of another version is refused, not guessed at.
 VERSION = 1
 
-NAME_CHARS = 200
 COMMENT_CHARS = 500
 
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from dropless.server.configuration.section import Section
 
 _SQLITE = "sqlite:///"
 _FILE = "identity.db"
 
 
-class IdentitySettings(BaseModel):
+class IdentitySettings(Section):
     """`database` is the URL of the store of users and tokens, a SQLite file in the data folder by
     default. While there is no store, a server on the loopback address lets everybody in, and one
     on another address does not start unless `open` is true."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     database: str | None = None
     open: bool = False

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
+
+from dropless.server.configuration.section import Section
 
 _Limit = Annotated[int, Field(ge=1)]
 
@@ -41,7 +43,7 @@ METERS = (
 )
 
 
-class RateLimit(BaseModel):
+class RateLimit(Section):
     """One entry of `rate_limits`. `key` says whom it limits: the `endpoint` as a whole, each `user`
     or `service_principal` (the one called `principal`, or all that have no entry of their own), or
     all members together of the `user_group` called `principal`.
@@ -49,8 +51,6 @@ class RateLimit(BaseModel):
     `calls` and `tokens` are per `renewal_period`; `itpm` and `otpm` are input and output tokens per
     minute, `qph` and `qps` queries per hour and second.
     """
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     key: Literal["endpoint", "user", "service_principal", "user_group"] = "endpoint"
     principal: str | None = None
