@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Coroutine, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import uvicorn
@@ -17,6 +18,8 @@ from dropless.server.configuration.settings import Configuration
 from dropless.server.endpoints.manager import EndpointManager
 from dropless.server.endpoints.registry import EndpointRegistry
 from dropless.server.gateway import Gateway
+from dropless.server.identity.gatekeeper import Gatekeeper
+from dropless.server.identity.settings import IdentitySettings
 from dropless.server.limits import HttpLimits
 from dropless.server.listener import listen, url
 from dropless.server.traffic import Traffic
@@ -73,9 +76,17 @@ def serving(endpoints: list[dict[str, Any]], **gateway: Any) -> Iterator[InProce
 
     async def run() -> None:
         registry = EndpointRegistry(configuration.endpoints)
-        made = Gateway(registry, HttpLimits(), observers=[recorder], **gateway)
+        # Nobody makes a store there: the server is open.
+        gatekeeper = Gatekeeper(IdentitySettings(), Path("/nonexistent"), "127.0.0.1")
+        made = Gateway(
+            registry,
+            HttpLimits(),
+            observers=[recorder],
+            owner_of=gatekeeper.secret.cache_owner,
+            **gateway,
+        )
         manager = EndpointManager(registry, configuration, None, None)
-        app = create_app(made, manager, Traffic())
+        app = create_app(made, manager, Traffic(), gatekeeper, configuration.server)
         server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, ws="none"))
         stop.append(server)
         try:

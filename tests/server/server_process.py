@@ -10,6 +10,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -124,18 +125,20 @@ def _main(folder: str, options: dict[str, Any]) -> None:
     engines.AsyncEngineClient = functools.partial(  # type: ignore[misc, assignment]
         client.AsyncEngineClient, builder=builder
     )
-    listener = listen("127.0.0.1", options.pop("port"))
+    listener = listen(options.pop("host", "127.0.0.1"), options.pop("port"))
     print(url(listener), flush=True)
     limits = options.pop("limits", {})
     file = options.pop("file", None)
     if file is not None:
         serve(load(Path(file)), listener, Path(file))
         return
-    document = {
-        "server": {"limits": limits},
-        "endpoints": [tiny_endpoint(folder, **options)],
-    }
-    serve(Configuration.model_validate_json(json.dumps(document)), listener)
+    with tempfile.TemporaryDirectory() as data:  # never the one of whoever runs the tests
+        document = {
+            "server": {"limits": limits},
+            "data": data,
+            "endpoints": [tiny_endpoint(folder, **options)],
+        }
+        serve(Configuration.model_validate_json(json.dumps(document)), listener)
 
 
 def tiny_endpoint(folder: str, name: str = MODEL_ID, **engine: Any) -> dict[str, Any]:

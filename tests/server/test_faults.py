@@ -31,7 +31,7 @@ def post_raw(server: ServerProcess, body: dict[str, Any], **options: int) -> soc
         connection.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
     connection.connect(("127.0.0.1", server.port))
     content = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: [::1]\r\nContent-Length: {len(content)}\r\n\r\n"
     connection.sendall(head.encode() + content)
     return connection
 
@@ -70,7 +70,7 @@ def test_a_client_that_stops_reading_is_cut_off(start_server: StartServer) -> No
 def test_a_body_that_never_ends_is_given_up(start_server: StartServer) -> None:
     server = start_server(limits={"body_timeout_s": 0.3}).wait_until_ready()
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{"
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 100\r\n\r\n{"
         connection.sendall(head)
         connection.settimeout(5)
         assert connection.recv(65536).startswith(b"HTTP/1.1 408")
@@ -87,7 +87,7 @@ def test_a_thousand_connections_at_once(server: ServerProcess) -> None:
     async def one() -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         body = json.dumps({**ASKED, "max_tokens": 4, "stream": True}).encode()
-        head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: [::1]\r\nConnection: close\r\n"
         writer.write(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
         answer = await reader.read(-1)
         writer.close()

@@ -204,7 +204,8 @@ def test_a_client_that_leaves_is_told_once_with_what_had_come(
     content = json.dumps({**body, "stream": stream}).encode()
     port = int(server.url.rsplit(":", 1)[1])
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(content)}\r\n\r\n"
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+        head += f"Content-Length: {len(content)}\r\n\r\n"
         connection.sendall(head.encode() + content)
         if stream:
             connection.recv(1000)
@@ -223,7 +224,7 @@ def test_a_client_that_leaves_before_its_body_is_whole(server: InProcess) -> Non
     port = int(server.url.rsplit(":", 1)[1])
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{"
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{"
         )
     call = the_call(server)
     assert (call.status_code, call.endpoint, call.response_body) == (499, "", None)

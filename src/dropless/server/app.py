@@ -5,31 +5,68 @@ from __future__ import annotations
 from fastapi import FastAPI
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from dropless import __version__
 from dropless.errors import DroplessError
 from dropless.server.asgi import RequestIds
+from dropless.server.configuration.settings import ServerSettings
 from dropless.server.endpoints.manager import EndpointManager
 from dropless.server.errors import error_response
 from dropless.server.gateway import Gateway
 from dropless.server.health import health_of
+from dropless.server.identity.api import IdentityApi
+from dropless.server.identity.gatekeeper import Gatekeeper
+from dropless.server.identity.middleware import Identity
 from dropless.server.management.routes import Management
-from dropless.server.routes import call_routes, json_response, model_routes
+from dropless.server.quotas.quotas import RATE_LIMIT_HEADERS
+from dropless.server.routes import call_routes, json_response, model_routes, tell_refusals
+from dropless.server.security_headers import SecurityHeaders
 from dropless.server.traffic import CountTraffic, Traffic
 
 
-def create_app(gateway: Gateway, manager: EndpointManager, traffic: Traffic) -> FastAPI:
-    """The application around a gateway, whose registry the caller starts and stops. Until an
-    endpoint's models are loaded, its calls get 503 and /health says what they do."""
+# What is open to everybody, with a token or without. All else is closed, whatever is added later.
+PUBLIC_PATHS = frozenset({"/health"})
+
+
+def create_app(
+    gateway: Gateway,
+    manager: EndpointManager,
+    traffic: Traffic,
+    gatekeeper: Gatekeeper,
+    settings: ServerSettings,
+) -> FastAPI:
+    """The application around a gateway, whose registry the caller starts and stops, as the
+    gatekeeper. Until an endpoint's models are loaded, its calls get 503 and /health says what they
+    do."""
     app = FastAPI(title="Dropless", version=__version__, docs_url=None, redoc_url=None)
     app.router.routes += call_routes(gateway)
     app.include_router(model_routes(gateway))
     app.include_router(Management(gateway, manager).router())
+    app.include_router(IdentityApi(gatekeeper, settings.limits).router())
     _add_status_routes(app, gateway, traffic)
     for kind in (DroplessError, HTTPException, ValidationError):
         app.add_exception_handler(kind, error_response)
+    # From the innermost to the outermost.
+    app.add_middleware(
+        Identity,
+        gatekeeper=gatekeeper,
+        public=PUBLIC_PATHS,
+        refused=tell_refusals(gateway),
+        allowed_hosts=settings.allowed_hosts,
+        cors_origins=settings.cors_origins,
+    )
     app.add_middleware(CountTraffic, traffic=traffic)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["retry-after", "x-request-id", *RATE_LIMIT_HEADERS],
+        )
+    app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestIds)
     return app
 

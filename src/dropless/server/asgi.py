@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -61,8 +61,14 @@ class RequestIds:
                 raise  # the connection is closed, so that the client sees the answer as cut
             await to_http_error(error).response(platform)(scope, receive, send_with_id)
         finally:
-            line = (request_id, scope["method"], scope["path"], status or "client left")
+            line = (request_id, scope["method"], _shown_path(scope), status or "client left")
             logger.info("%s %s %s %s %.0f ms", *line, (time.perf_counter() - started) * 1e3)
+
+
+def _shown_path(scope: Scope) -> str:
+    """As it was sent: a line break in it, once decoded, would forge a line of the log."""
+    raw: bytes = scope["raw_path"]
+    return raw.decode("latin-1").encode("unicode_escape").decode("ascii")
 
 
 async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
@@ -125,7 +131,12 @@ class Reply:
 
     def __init__(self, send: Send) -> None:
         self._send = send
+        self._headers: list[tuple[bytes, bytes]] = []
         self.started = False
+
+    def add_headers(self, headers: Mapping[str, str]) -> None:
+        """Before it starts."""
+        self._headers += [(name.encode(), value.encode()) for name, value in headers.items()]
 
     async def body(self, content: bytes, status: int = 200) -> None:
         """All of it, as JSON."""
@@ -133,6 +144,7 @@ class Reply:
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(content)).encode()),
+            *self._headers,
         ]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await _send_body(self._send, content, more=False)
@@ -141,8 +153,8 @@ class Reply:
         """One or more whole events of a stream."""
         if not self.started:
             self.started = True
-            start = {"type": "http.response.start", "status": 200, "headers": list(_EVENT_HEADERS)}
-            await self._send(start)
+            headers = [*_EVENT_HEADERS, *self._headers]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         await _send_body(self._send, chunk)
 
     async def end(self) -> None:

@@ -41,6 +41,7 @@ from dropless.errors import (
     ResourceNotFoundError,
     TokenStoreError,
 )
+from dropless.server.identity.token import redacted
 
 logger = logging.getLogger("dropless.server")
 
@@ -71,7 +72,8 @@ _MAX_SHOWN_VALUE = 60  # characters of a wrong value that an error message repea
 
 @dataclass(frozen=True)
 class HttpError:
-    """An error as the client sees it. `retry_after_s` becomes a Retry-After header."""
+    """An error as the client sees it. `retry_after_s` becomes a Retry-After header. Messages repeat
+    what was sent: a token that was sent in the wrong place is not among it."""
 
     status: int
     message: str
@@ -79,6 +81,9 @@ class HttpError:
     param: str | None = None
     code: str | None = None
     retry_after_s: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", redacted(self.message))
 
     def body(self) -> dict[str, Any]:
         """OpenAI's error object."""

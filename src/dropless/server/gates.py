@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -15,7 +16,14 @@ B = TypeVar("B", bound=GenerationBody)
 
 
 class Reservation(Protocol):
-    """What a call was admitted with."""
+    """What a call was admitted with: it may generate `output_tokens`, all its answers together, and
+    `headers` tell the client what is left of its limits."""
+
+    @property
+    def output_tokens(self) -> int: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
 
     def settle(self, output_tokens: int) -> None:
         """The call has ended and generated so many tokens. Called once."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import random
-import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from dropless.errors import InvalidRequestError, ModelNotFoundError, PermissionDeniedError
+from dropless.errors import (
+    DroplessError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    PermissionDeniedError,
+)
 from dropless.server.apis import ChatApi, CompletionApi, GenerationApi
 from dropless.server.asgi import STOPPING, Reply, event, read_body, until_disconnected
 from dropless.server.call import Api, Call, CallObserver
@@ -28,7 +31,7 @@ from dropless.server.errors import (
     to_http_error,
 )
 from dropless.server.gates import Gates, Guardrails, Quotas
-from dropless.server.identity.principal import LOCAL, Permission, Principal
+from dropless.server.identity.principal import Permission, Principal
 from dropless.server.limits import HttpLimits
 from dropless.server.serving import Serving
 
@@ -36,8 +39,8 @@ _TRACE_HEADERS = frozenset({"traceparent", "tracestate"})
 
 
 class Gateway:
-    """Serves calls to the endpoints of a registry, whatever path they come by. `seed` makes the
-    traffic split repeatable."""
+    """Serves calls to the endpoints of a registry, whatever path they come by. `owner_of` gives
+    what salts a principal's prefix cache, `seed` makes the traffic split repeatable."""
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class Gateway:
         observers: Sequence[CallObserver] = (),
         quotas: Quotas | None = None,
         guardrails: Guardrails | None = None,
+        owner_of: Callable[[Principal], str],
         seed: int | None = None,
     ) -> None:
         self.registry = registry
@@ -54,7 +58,7 @@ class Gateway:
         self._observers = observers
         self._gates = Gates(quotas, guardrails)
         self._chance = random.Random(seed)
-        self._owner_secret = secrets.token_bytes(32)
+        self._owner_of = owner_of
         self._apis: Mapping[Api, GenerationApi[Any]] = {
             "chat": ChatApi(),
             "completions": CompletionApi(),
@@ -99,7 +103,7 @@ class Gateway:
             request_id=scope["request_id"],
             arrival_time=time.time(),
             api=api or "chat",
-            principal=scope.get("principal", LOCAL),
+            principal=scope_principal(scope),
             endpoint=name or "",
         )
         reply = Reply(send)
@@ -139,19 +143,27 @@ class Gateway:
         call.endpoint = name or body.model
         principal = scope_principal(request.scope)
         endpoint = self.endpoint(principal, call.endpoint, "CAN_QUERY")
-        serving = Serving(call, endpoint, protocol, body, self._gates, self._owner(principal.name))
+        serving = Serving(call, endpoint, protocol, body, self._gates, self._owner_of(principal))
         candidates = endpoint.candidates(self._chance)
         with endpoint.held():
             await until_disconnected(request.receive, serving.run(candidates, reply))
 
-    def _owner(self, name: str) -> str:
-        """What salts a principal's prefix cache: nobody can guess another's."""
-        return hmac.digest(self._owner_secret, name.encode(), "sha256").hex()
+    def refused(self, request_id: str, api: Api, endpoint: str, error: DroplessError) -> None:
+        """A call that was turned away at the door, of which only the request line is known: those
+        who watch see it too."""
+        now = time.time()
+        call = Call(request_id, now, api, principal=None, endpoint=endpoint)
+        for observer in self._observers:
+            observer.began(call)
+        _note_error(call, error)
+        call.end_time = now
+        for observer in self._observers:
+            observer.ended(call)
 
 
 def scope_principal(scope: Scope) -> Principal:
-    """Who asks; everybody is LOCAL where nobody has to say."""
-    principal: Principal = scope.get("principal", LOCAL)
+    """Who asks, as the door has found out. There is none on a path that is open to everybody."""
+    principal: Principal = scope["principal"]
     return principal
 
 

@@ -167,6 +167,20 @@ class Generation:
             for c in self.choices
         )
 
+    def limit_output(self, tokens: int, max_model_len: int) -> None:
+        """Let all choices together generate no more than so many, each the same share, but one at
+        least. Before it begins."""
+        if self.max_output_tokens(max_model_len) <= tokens:
+            return
+        share = max(1, tokens // len(self.choices))
+        for choice in self.choices:
+            params = choice.request.params
+            if params.max_tokens is None or params.max_tokens > share:
+                params = msgspec.structs.replace(
+                    params, max_tokens=share, min_tokens=min(params.min_tokens, share)
+                )
+                choice.request = msgspec.structs.replace(choice.request, params=params)
+
     @property
     def execution_s(self) -> float:
         """From the first schedule of its sequences to the last token, 0 before one has come."""

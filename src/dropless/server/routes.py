@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
+from dropless.errors import DroplessError
 from dropless.server.call import Api
 from dropless.server.endpoints.endpoint import Endpoint
 from dropless.server.gateway import Gateway, scope_principal
@@ -22,6 +24,9 @@ _OPENAI_PATHS: dict[str, Api] = {
 }
 
 
+_INVOCATIONS = ("/serving-endpoints/", "/invocations")  # around the endpoint's name
+
+
 def call_routes(gateway: Gateway) -> list[BaseRoute]:
     """The paths of calls. They are plain ASGI: a framework's work for each request costs more
     than the gateway's own."""
@@ -29,9 +34,25 @@ def call_routes(gateway: Gateway) -> list[BaseRoute]:
     for base in _OPENAI_BASES:
         for path, api in _OPENAI_PATHS.items():
             routes.append(Route(f"{base}/{path}", _Calls(gateway, api), methods=["POST"]))
-    invocations = "/serving-endpoints/{name:path}/invocations"
+    invocations = "{name:path}".join(_INVOCATIONS)
     routes.append(Route(invocations, _Calls(gateway, None), methods=["POST"]))
     return routes
+
+
+def tell_refusals(gateway: Gateway) -> Callable[[Scope, DroplessError], None]:
+    """What tells the gateway of requests that the door turns away, if they are calls."""
+    apis = {f"{base}/{path}": api for base in _OPENAI_BASES for path, api in _OPENAI_PATHS.items()}
+    before, after = _INVOCATIONS
+
+    def refused(scope: Scope, error: DroplessError) -> None:
+        path: str = scope["path"]
+        api, name = apis.get(path), ""
+        if path.startswith(before) and path.endswith(after):
+            api, name = "chat", path[len(before) : -len(after)]
+        if api is not None and scope["method"] == "POST":
+            gateway.refused(scope["request_id"], api, name, error)
+
+    return refused
 
 
 class _Calls:

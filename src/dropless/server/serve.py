@@ -23,8 +23,11 @@ from dropless.server.endpoints.manager import EndpointManager
 from dropless.server.endpoints.registry import EndpointRegistry
 from dropless.server.endpoints.store import EndpointStore
 from dropless.server.gateway import Gateway
+from dropless.server.identity.gatekeeper import Gatekeeper
+from dropless.server.identity.token import redacted
 from dropless.server.limits import HttpLimits
 from dropless.server.listener import BACKLOG, cut_stalled_clients, raise_file_limit, url
+from dropless.server.quotas.quotas import Quotas
 from dropless.server.terminal import Terminal
 from dropless.server.traffic import Traffic
 
@@ -44,10 +47,11 @@ def serve(configuration: Configuration, listener: socket.socket, file: Path | No
     Each request is logged with its id, status and time.
 
     Raises:
-        DroplessError: a model, its tokenizer or its template does not load.
+        DroplessError: everybody on the network would be let in, the store of users and tokens does
+            not open, or a model, its tokenizer or its template does not load.
     """
     limits = configuration.server.limits
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    _log_without_tokens()
     raise_file_limit()
     cut_stalled_clients(listener, limits.stalled_client_s)
     endpoints = list(configuration.endpoints)
@@ -59,13 +63,35 @@ def serve(configuration: Configuration, listener: socket.socket, file: Path | No
     registry = EndpointRegistry(endpoints)
     manager = EndpointManager(registry, configuration, file, store)
     traffic = Traffic()
-    server = _server(create_app(Gateway(registry, limits), manager, traffic))
-    running = _Running(manager, server, traffic, listener, Terminal(url(listener)), limits)
+    address = listener.getsockname()[0]
+    gatekeeper = Gatekeeper(configuration.identity, configuration.data, address)
+    gateway = Gateway(
+        registry,
+        limits,
+        quotas=Quotas(),
+        owner_of=lambda principal: gatekeeper.secret.cache_owner(principal),
+    )
+    app = create_app(gateway, manager, traffic, gatekeeper, configuration.server)
+    running = _Running(
+        manager, gatekeeper, _server(app, limits), traffic, listener, Terminal(url(listener)), limits
+    )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(running.run())
 
 
-def _server(app: FastAPI) -> uvicorn.Server:
+def _log_without_tokens() -> None:
+    """To standard error, whatever a library or a mistake of ours puts into a message."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_WithoutTokens("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+class _WithoutTokens(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
+def _server(app: FastAPI, limits: HttpLimits) -> uvicorn.Server:
     return _Server(
         uvicorn.Config(
             app,
@@ -96,6 +122,7 @@ class _Running:
     def __init__(
         self,
         manager: EndpointManager,
+        gatekeeper: Gatekeeper,
         server: uvicorn.Server,
         traffic: Traffic,
         listener: socket.socket,
@@ -103,6 +130,7 @@ class _Running:
         limits: HttpLimits,
     ) -> None:
         self._manager = manager
+        self._gatekeeper = gatekeeper
         self._server = server
         self._traffic = traffic
         self._listener = listener
@@ -154,6 +182,7 @@ class _Running:
             logger.error("%s is not taken up, nothing has changed: %s", self._manager.file, error)
 
     async def _serve_and_stop(self) -> None:
+        await self._gatekeeper.start()
         serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
         try:
             if await self._load():
@@ -164,6 +193,7 @@ class _Running:
             await serving
             await self._manager.stop()
             await self._manager.registry.stop()
+            await self._gatekeeper.close()
 
     async def _load(self) -> bool:
         """False if a signal came first."""

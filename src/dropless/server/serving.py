@@ -73,6 +73,10 @@ class Serving:
         self._call.served_entity_id = entity.entity_id
         self._call.entity_name = entity.settings.model
         answer = self._answer = await self._prepare(entity)
+        if self._reservation is not None:
+            max_model_len = entity.engine.ready().max_model_len
+            answer.generation.limit_output(self._reservation.output_tokens, max_model_len)
+            reply.add_headers(self._reservation.headers)
         deltas = answer.generation.deltas()
         guardrails = self._gates.guardrails
         if guardrails is not None:

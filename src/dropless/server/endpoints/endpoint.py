@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from dropless.server.configuration.endpoint_settings import EndpointSettings, ServedEntitySettings
 from dropless.server.endpoints.engines import EnginePool, ModelEngine
+from dropless.server.quotas.rate_limit import RateLimit
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,10 @@ class Endpoint:
     @property
     def name(self) -> str:
         return self.settings.name
+
+    @property
+    def rate_limits(self) -> tuple[RateLimit, ...]:
+        return self.settings.rate_limits
 
     @property
     def is_ready(self) -> bool:

@@ -20,30 +20,39 @@ if TYPE_CHECKING:
     from dropless.server.identity.authenticator import Authenticator
 
 
+def check_exposure(settings: IdentitySettings, data: Path, address: str) -> None:
+    """Raises SettingsError: everybody on the network would be let in, and `open` does not say that
+    this is meant."""
+    if is_loopback(address) or settings.open or StoreLocation.of(settings, data).exists():
+        return
+    raise SettingsError(
+        f"on {address} everybody on the network could use this server, as there are no users and "
+        "tokens yet. Make the first with `dropless tokens create YOUR-NAME --grant CAN_MANAGE`; or "
+        "stay on 127.0.0.1; or, if you mean it, use --insecure-open (identity.open: true in a file)"
+    )
+
+
 class Gatekeeper:
     """A store closes the server, from the first request after it was made: whoever has made a token
     means that tokens are asked for. Without one, all are let in."""
 
     def __init__(self, settings: IdentitySettings, data: Path, address: str) -> None:
-        """`data` is the server's data folder, `address` the one it listens on.
-
-        Raises:
-            SettingsError: everybody on the network would be let in, and `open` does not say that
-                this is meant.
-        """
+        """`data` is the server's data folder, `address` the one it listens on. Raises as
+        `check_exposure`."""
         self._data = data
         self._location = StoreLocation.of(settings, data)
         self._everybody = LOCAL if is_loopback(address) else ANYONE
+        check_exposure(settings, data, address)
         self._authenticator: Authenticator | None = None
         self._last_used: asyncio.Task[None] | None = None
         self._opening = asyncio.Lock()
         self.secret = Secret.fresh()
-        if self._everybody is ANYONE and not settings.open and not self._location.exists():
-            raise SettingsError(
-                f"on {address} everybody on the network could use this server: there are no users "
-                "and tokens yet. Make one with `dropless tokens create YOUR-NAME --grant "
-                "CAN_MANAGE`; or stay on 127.0.0.1; or say --insecure-open if you mean it"
-            )
+
+    async def start(self) -> None:
+        """Open the store, if there is one, before the first request needs it. Raises as `Database`
+        does."""
+        if self._location.exists():
+            await self.authenticator()
 
     @property
     def closed(self) -> bool:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dropless.errors import DroplessError, InvalidRequestError
-from dropless.server.errors import to_http_error
+from dropless.server.errors import is_platform_path, to_http_error
 from dropless.server.identity.browser import check_host, check_origin, host_name, single_headers
 from dropless.server.identity.gatekeeper import Gatekeeper
 
 
 class Identity:
     """Middleware that sets `scope["principal"]`, or answers 401 or 403 itself. Every path but those
-    in `public` is closed, whether something is served there or not."""
+    in `public` is closed, whether something is served there or not. `refused` is told of those
+    that do not come in."""
 
     def __init__(
         self,
@@ -22,12 +23,14 @@ class Identity:
         *,
         gatekeeper: Gatekeeper,
         public: Collection[str],
+        refused: Callable[[Scope, DroplessError], None],
         allowed_hosts: Collection[str] = (),
         cors_origins: Collection[str] = (),
     ) -> None:
         self._app = app
         self._gatekeeper = gatekeeper
         self._public = frozenset(public)
+        self._refused = refused
         self._allowed_hosts = frozenset(map(host_name, allowed_hosts))
         self._cors_origins = frozenset(cors_origins)
 
@@ -39,7 +42,9 @@ class Identity:
         try:
             await self._admit(scope)
         except DroplessError as error:
-            await to_http_error(error).response()(scope, receive, send)
+            self._refused(scope, error)
+            response = to_http_error(error).response(is_platform_path(scope["path"]))
+            await response(scope, receive, send)
             return
         await self._app(scope, receive, send)
 

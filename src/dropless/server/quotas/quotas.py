@@ -15,6 +15,11 @@ from dropless.server.quotas.window import Entry, Window
 
 _NS = 1_000_000_000
 _SWEEP_FROM = 1000  # windows
+RATE_LIMIT_HEADERS = tuple(
+    f"x-ratelimit-{what}-{of}"
+    for what in ("limit", "remaining", "reset")
+    for of in ("requests", "tokens")
+)
 
 
 class Limited(Protocol):
