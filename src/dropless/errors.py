@@ -62,10 +62,6 @@ class ResourceNotFoundError(DroplessError):
     """What a management call names does not exist: a user, a group, a token."""
 
 
-class ResourceExistsError(DroplessError):
-    """What was to be created has the name of something that exists already."""
-
-
 class TokenStoreError(DroplessError):
     """The database of users and tokens does not answer, so nobody is let in; try again."""
 

@@ -61,7 +61,7 @@ def create(
         dropless tokens create bob@example.com --scope CAN_QUERY:dbrx --comment "nightly job"
         TOKEN=$(dropless tokens create bob@example.com)
     """
-    from dropless.errors import ResourceExistsError
+    from dropless.errors import ConflictError
     from dropless.server.identity.principal import Grant, Holder, check_name
 
     grants = [Grant.parse(text) for text in grant or ()]
@@ -72,7 +72,7 @@ def create(
         if grants:
             try:
                 store.accounts.create(name, grants=grants)
-            except ResourceExistsError:
+            except ConflictError:
                 store.accounts.grant(Holder("principal", name), grants)
         token, info = store.tokens.create(
             name, created_by="command line", comment=comment, lifetime_s=lifetime_s, scopes=scopes

@@ -25,7 +25,6 @@ from dropless.server.routes import call_routes, json_response, model_routes, tel
 from dropless.server.security_headers import SecurityHeaders
 from dropless.server.traffic import CountTraffic, Traffic
 
-
 # What is open to everybody, with a token or without. All else is closed, whatever is added later.
 PUBLIC_PATHS = frozenset({"/health"})
 

@@ -22,10 +22,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from dropless.errors import (
+    AuthenticationError,
     CheckpointError,
     ConflictError,
     DownloadError,
-    AuthenticationError,
     DroplessError,
     EngineDeadError,
     EngineError,
@@ -35,10 +35,9 @@ from dropless.errors import (
     ModelNotFoundError,
     OutOfMemoryError,
     PermissionDeniedError,
-    SettingsError,
     RateLimitError,
-    ResourceExistsError,
     ResourceNotFoundError,
+    SettingsError,
     TokenStoreError,
 )
 from dropless.server.identity.token import redacted
@@ -173,8 +172,6 @@ def to_http_error(error: BaseException) -> HttpError:
             return _bad_request(401, str(error), None, "invalid_api_key")
         case ResourceNotFoundError():
             return _bad_request(404, str(error), None, "not_found")
-        case ResourceExistsError():
-            return _bad_request(409, str(error), None, "already_exists")
         case RateLimitError():
             return RateLimitHttpError.of(error)
         case TokenStoreError():

@@ -73,7 +73,13 @@ def serve(configuration: Configuration, listener: socket.socket, file: Path | No
     )
     app = create_app(gateway, manager, traffic, gatekeeper, configuration.server)
     running = _Running(
-        manager, gatekeeper, _server(app, limits), traffic, listener, Terminal(url(listener)), limits
+        manager,
+        gatekeeper,
+        _server(app, limits),
+        traffic,
+        listener,
+        Terminal(url(listener)),
+        limits,
     )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(running.run())

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from dropless.errors import (
+    ConflictError,
     InvalidRequestError,
-    ResourceExistsError,
     ResourceNotFoundError,
     SettingsError,
     TokenStoreError,
@@ -164,7 +164,7 @@ def test_a_change_that_fails_changes_nothing(store: IdentityStore) -> None:
         store.accounts.add_grants_on(
             "dbrx", {ALICE: "CAN_QUERY", Holder("principal", "nobody"): "CAN_QUERY"}
         )
-    with pytest.raises(ResourceExistsError):
+    with pytest.raises(ConflictError):
         store.accounts.create("alice", grants=[MANAGE])
     with pytest.raises(ResourceNotFoundError):
         store.tokens.create("nobody", created_by="root")

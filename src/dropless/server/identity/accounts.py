@@ -11,7 +11,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from dropless.errors import ResourceExistsError, ResourceNotFoundError
+from dropless.errors import ConflictError, ResourceNotFoundError
 from dropless.server.identity.database import Database
 from dropless.server.identity.principal import (
     ALL_ENDPOINTS,
@@ -63,7 +63,7 @@ class Accounts:
     ) -> None:
         """Raises:
         InvalidRequestError: for a name that cannot be one.
-        ResourceExistsError: the name is taken.
+        ConflictError: the name is taken.
         ResourceNotFoundError: there is no such group.
         """
         check_name(name)
@@ -77,7 +77,7 @@ class Accounts:
                     _group_row(session, group)
                     session.add(MembershipRow(group_name=group, principal_name=name))
         except IntegrityError:
-            raise ResourceExistsError(f"{name!r} exists already") from None
+            raise ConflictError(f"{name!r} exists already") from None
 
     def delete(self, name: str) -> None:
         """With all tokens and grants. Raises ResourceNotFoundError."""
@@ -95,7 +95,7 @@ class Accounts:
             return _account(session, principal_row(session, name))
 
     def create_group(self, name: str, grants: Iterable[Grant] = ()) -> None:
-        """Raises InvalidRequestError for a name that cannot be one, ResourceExistsError."""
+        """Raises InvalidRequestError for a name that cannot be one, ConflictError."""
         check_name(name)
         try:
             with self._database.changing() as session:
@@ -103,7 +103,7 @@ class Accounts:
                 session.flush()
                 _set_grants(session, Holder("group", name), grants)
         except IntegrityError:
-            raise ResourceExistsError(f"the group {name!r} exists already") from None
+            raise ConflictError(f"the group {name!r} exists already") from None
 
     def delete_group(self, name: str) -> None:
         """Its members stay, without what it gave them. Raises ResourceNotFoundError."""
