@@ -102,6 +102,11 @@ class AsyncEngineClient:
         """What the state means just now, in words."""
         return self._detail
 
+    @property
+    def stats(self) -> EngineStats | None:
+        """The latest that the engine said of itself, a second old at most while it serves."""
+        return self._stats
+
     async def start(self, on_progress: Callable[[LoadProgress], None] | None = None) -> EngineReady:
         """Starts the engine process and waits until it serves.
 

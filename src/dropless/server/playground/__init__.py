@@ -1,0 +1,1 @@
+"""The web pages: a playground, a dashboard, and the JSON that the dashboard shows."""

@@ -1,0 +1,117 @@
+"""The JSON behind the dashboard, under /api/2.0/dashboard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from dropless.server.identity.principal import LOCAL, Principal
+from dropless.server.live_numbers import LiveNumbers
+from dropless.server.openai_api import json_response
+from dropless.server.playground.shapes import EndpointState, LiveBody, Rows, UsageBody
+
+MAX_ROWS = 200
+
+
+class _Query(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class _LiveQuery(_Query):
+    since: float = 0.0  # samples after this time
+
+
+class _RowsQuery(_Query):
+    endpoint: str | None = None
+    text: str | None = None
+    requester: str | None = None
+    status: Annotated[str, StringConstraints(pattern="^[1-5]([0-9][0-9]|xx)$")] | None = None
+    since: float | None = None
+    until: float | None = None
+    cursor: str | None = None
+    limit: Annotated[int, Field(ge=1, le=MAX_ROWS)] = 50
+
+
+class Dashboard:
+    """Who may not manage the server sees their own usage and rows, and no others'."""
+
+    def __init__(
+        self,
+        numbers: LiveNumbers,
+        endpoints: Callable[[], list[EndpointState]],
+        rows: Rows | None = None,
+    ) -> None:
+        self._numbers = numbers
+        self._endpoints = endpoints
+        self._rows = rows
+
+    def router(self) -> APIRouter:
+        router = APIRouter(prefix="/api/2.0/dashboard")
+        router.add_api_route("/live", self.live, methods=["GET"])
+        router.add_api_route("/usage", self.usage, methods=["GET"])
+        router.add_api_route("/rows", self.search, methods=["GET"])
+        router.add_api_route("/rows/{request_id}", self.row, methods=["GET"])
+        return router
+
+    async def live(self, request: Request) -> Response:
+        query = _LiveQuery.model_validate(dict(request.query_params))
+        principal, now = _principal(request), time.time()
+        body = LiveBody(
+            time=now,
+            started=self._numbers.started,
+            samples=self._numbers.samples(query.since),
+            latencies=self._numbers.latencies(now),
+            totals=self._numbers.totals,
+            endpoints=[e for e in self._endpoints() if principal.can("CAN_VIEW", e.name)],
+        )
+        return json_response(body)
+
+    async def usage(self, request: Request) -> Response:
+        principal = _principal(request)
+        usage = self._numbers.usage(time.time())
+        users = [u for u in usage.users.values() if principal.is_admin or u.name == principal.name]
+        users.sort(key=lambda user: (-user.tokens_in - user.tokens_out, user.name))
+        statuses = {str(status): count for status, count in sorted(usage.statuses.items())}
+        everybody = principal.is_admin
+        return json_response(UsageBody(users, statuses if everybody else {}, everybody))
+
+    async def search(self, request: Request) -> Response:
+        rows = self._table()
+        query = _RowsQuery.model_validate(dict(request.query_params)).model_dump()
+        principal = _principal(request)
+        if not _may_read_all(principal, query["endpoint"]):
+            query["requester"] = principal.name
+        return json_response(await rows.search(**query))
+
+    async def row(self, request: Request, request_id: str) -> Response:
+        row = await self._table().row(request_id)
+        principal = _principal(request)
+        if row is None or not (
+            row["requester"] == principal.name or _may_read_all(principal, row["endpoint"])
+        ):
+            raise HTTPException(404, f"no row has the databricks_request_id {request_id!r}")
+        return json_response(row)
+
+    def _table(self) -> Rows:
+        if self._rows is None:
+            raise HTTPException(
+                404,
+                "no endpoint has an inference table; set inference_table_config.enabled: true "
+                "in the endpoint's configuration",
+            )
+        return self._rows
+
+
+def _principal(request: Request) -> Principal:
+    principal: Principal = request.scope.get("principal", LOCAL)
+    return principal
+
+
+def _may_read_all(principal: Principal, endpoint: str | None) -> bool:
+    return principal.is_admin if endpoint is None else principal.can("CAN_MANAGE", endpoint)
