@@ -1,6 +1,7 @@
 // Making elements. Strings become text, never HTML: no file here knows innerHTML.
 
-const ICONS = "/playground/vendor/icons.svg";
+import { ICONS } from "../vendor/icons.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 
 /**
@@ -31,10 +32,10 @@ function fill(element, attributes, children) {
   return element;
 }
 
-/** An icon of vendor/icons.svg; it says nothing to screen readers. */
+/** An icon of vendor/icons.js; it says nothing to screen readers. */
 export function icon(name) {
-  const use = s("use", { href: `${ICONS}#${name}` });
-  return s("svg", { class: "icon", "aria-hidden": "true", focusable: "false" }, use);
+  const shapes = ICONS[name].map(([tag, attributes]) => s(tag, attributes));
+  return s("svg", { class: "icon", viewBox: "0 0 24 24", "aria-hidden": "true" }, shapes);
 }
 
 /** A button that shows an icon only; the label is its tooltip and what screen readers say. */

@@ -152,7 +152,7 @@ export class ReplyView {
           ? iconButton("refresh-cw", "Answer again", this.actions.again, { class: "icon-button small" })
           : null,
       ),
-      figures(answer),
+      text ? figures(answer) : null,
     );
   }
 
