@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Generic, TypeVar
 
 import msgspec
@@ -184,7 +184,7 @@ class LiveNumbers:
         self._in_flight = 0
         self._ended = self._failed = 0  # since the last sample
         self._sampled_at = self.started
-        self._last_stats: dict[str, EngineStats] = {}
+        self._last_stats: Mapping[Hashable, EngineStats] = {}
 
     def began(self, call: Call) -> None:  # noqa: ARG002, the protocol's
         self._in_flight += 1
@@ -197,18 +197,16 @@ class LiveNumbers:
             self._latencies.current(call.end_time).add(call)
         self._usage.current(call.end_time).add(call)
 
-    async def watch(self, engines: Callable[[], Mapping[str, AsyncEngineClient]]) -> None:
-        """Takes a sample every second until it is cancelled. `engines` names those that run now
-        by their served entity."""
+    async def watch(self, engines: Callable[[], Iterable[AsyncEngineClient]]) -> None:
+        """Takes a sample every second until it is cancelled, of the engines that there are then."""
         while True:
             await asyncio.sleep(1.0)
-            clients = engines()
-            asked = (client.health(_PING_TIMEOUT_S) for client in clients.values())
-            stats = [health.stats for health in await asyncio.gather(*asked)]
-            known = zip(clients, stats, strict=True)
-            self.sample(time.time(), {name: s for name, s in known if s is not None})
+            serving = [engine for engine in engines() if engine.state == "serving"]
+            answers = await asyncio.gather(*(e.health(_PING_TIMEOUT_S) for e in serving))
+            known = zip(serving, answers, strict=True)
+            self.sample(time.time(), {e: a.stats for e, a in known if a.stats is not None})
 
-    def sample(self, now: float, stats: Mapping[str, EngineStats]) -> None:
+    def sample(self, now: float, stats: Mapping[Hashable, EngineStats]) -> None:
         """Closes the time since the last sample, with what each engine says of itself at `now`."""
         elapsed = max(now - self._sampled_at, 1e-3)
         before = self.totals
@@ -253,7 +251,7 @@ class LiveNumbers:
         """Of the last hour, up to a minute longer."""
         return self._usage.since(now - _HOUR_S)
 
-    def _add_up(self, stats: Mapping[str, EngineStats]) -> EngineStats:
+    def _add_up(self, stats: Mapping[Hashable, EngineStats]) -> EngineStats:
         """All engines: gauges as they are, counters by what they grew. An engine that started
         again counts from 0."""
         grown = {name: getattr(self.totals, name) for name in _COUNTERS}
@@ -262,7 +260,7 @@ class LiveNumbers:
             restarted = now.steps < before.steps
             for name in _COUNTERS:
                 grown[name] += getattr(now, name) - (0 if restarted else getattr(before, name))
-        self._last_stats.update(stats)
+        self._last_stats = stats
         gauges = {name: _sum(stats.values(), name) for name in _GAUGES}
         return EngineStats(**grown, **gauges)
 

@@ -14,7 +14,14 @@ from starlette.responses import Response
 from dropless.server.identity.principal import LOCAL, Principal
 from dropless.server.live_numbers import LiveNumbers
 from dropless.server.openai_api import json_response
-from dropless.server.playground.shapes import EndpointState, LiveBody, Rows, UsageBody
+from dropless.server.playground.shapes import (
+    EndpointState,
+    ExpertsBody,
+    LiveBody,
+    Rows,
+    ServedExperts,
+    UsageBody,
+)
 
 MAX_ROWS = 200
 
@@ -45,16 +52,19 @@ class Dashboard:
         self,
         numbers: LiveNumbers,
         endpoints: Callable[[], list[EndpointState]],
+        experts: Callable[[], list[ServedExperts]],
         rows: Rows | None = None,
     ) -> None:
         self._numbers = numbers
         self._endpoints = endpoints
+        self._experts = experts
         self._rows = rows
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/api/2.0/dashboard")
         router.add_api_route("/live", self.live, methods=["GET"])
         router.add_api_route("/usage", self.usage, methods=["GET"])
+        router.add_api_route("/expert-load", self.expert_load, methods=["GET"])
         router.add_api_route("/rows", self.search, methods=["GET"])
         router.add_api_route("/rows/{request_id}", self.row, methods=["GET"])
         return router
@@ -80,6 +90,11 @@ class Dashboard:
         statuses = {str(status): count for status, count in sorted(usage.statuses.items())}
         everybody = principal.is_admin
         return json_response(UsageBody(users, statuses if everybody else {}, everybody))
+
+    async def expert_load(self, request: Request) -> Response:
+        principal = _principal(request)
+        seen = [e for e in self._experts() if principal.can("CAN_VIEW", e.endpoint)]
+        return json_response(ExpertsBody(seen))
 
     async def search(self, request: Request) -> Response:
         rows = self._table()

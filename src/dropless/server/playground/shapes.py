@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import msgspec
 
 from dropless.engine.messages import EngineReady, EngineStats
+from dropless.server.expert_loads import Counts
 from dropless.server.live_numbers import Percentiles, Sample, UserUsage
 
 
@@ -46,6 +47,23 @@ class UsageBody(msgspec.Struct, frozen=True):
     users: list[UserUsage]
     statuses: dict[str, int]
     everybody: bool  # False: the asking user only
+
+
+class ServedExperts(msgspec.Struct, frozen=True):
+    """The expert load of one served entity; layers and experts in the model's order."""
+
+    served_entity: str
+    endpoint: str
+    experts_per_token: int
+    window_s: float
+    window: Counts
+    total: Counts
+
+
+class ExpertsBody(msgspec.Struct, frozen=True):
+    """GET /expert-load: of mixtures of experts only."""
+
+    served_entities: list[ServedExperts]
 
 
 class Rows(Protocol):

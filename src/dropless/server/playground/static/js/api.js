@@ -1,7 +1,6 @@
 // Requests to the server that this page came from, and to no other.
 
 import { ApiError, errorFromBody, errorOf } from "./errors.js";
-import { authorization } from "./login.js";
 
 /**
  * A response that is a success.
@@ -9,8 +8,7 @@ import { authorization } from "./login.js";
  * @throws {DOMException} AbortError, if `signal` aborts
  */
 export async function send(path, { method = "GET", body, signal } = {}) {
-  const headers = { "x-requested-with": "dropless-playground", ...authorization() };
-  if (body !== undefined) headers["content-type"] = "application/json";
+  const headers = body === undefined ? {} : { "content-type": "application/json" };
   let response;
   try {
     response = await fetch(path, { method, headers, body: JSON.stringify(body), signal });
@@ -33,15 +31,17 @@ export async function getJson(path, options) {
  */
 export async function* events(response) {
   const broken = { status: null, requestId: response.headers.get("x-request-id") };
-  for await (const line of lines(response.body)) {
+  let complete = false;
+  for await (const line of lines(response.body)) { // to the very end, or the server sees us leave
     if (!line.startsWith("data: ")) continue;
     const data = line.slice("data: ".length);
-    if (data === "[DONE]") return;
+    complete ||= data === "[DONE]";
+    if (complete) continue;
     const event = JSON.parse(data);
     if (event.error) throw errorFromBody(event, broken);
     yield event;
   }
-  throw new ApiError("The connection ended before the answer was complete.", broken);
+  if (!complete) throw new ApiError("The connection ended before the answer was complete.", broken);
 }
 
 async function* lines(stream) {

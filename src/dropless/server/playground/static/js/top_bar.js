@@ -2,7 +2,7 @@
 
 import { showDialog } from "./dialog.js";
 import { h, icon, iconButton } from "./dom.js";
-import { askForToken, authorization, logOut, whoAmI } from "./login.js";
+import { askForToken, logOut, whoAmI } from "./login.js";
 import { currentTheme, nextTheme } from "./theme.js";
 
 const HEALTH_EVERY_MS = 5000;
@@ -53,14 +53,14 @@ export class TopBar {
     showDialog("Keyboard shortcuts", h("dl", { class: "shortcuts" }, rows));
   }
 
-  /** The name of who is logged in, and the way in or out. */
+  /** The way in or out, where the server asks for tokens. */
   async showUser() {
     const user = await whoAmI();
-    const loggedIn = user || authorization().authorization;
+    if (user && !user.needs_token) return;
     const logIn = async () => (await askForToken()) && location.reload();
     this.user.replaceChildren(
-      loggedIn
-        ? iconButton("log-out", user ? `Log out ${user.name}` : "Log out", logOut)
+      user
+        ? iconButton("log-out", `Log out ${user.name}`, logOut)
         : iconButton("key-round", "Log in with a token", logIn),
     );
   }

@@ -23,7 +23,7 @@ export class HistoryView {
       h(
         "div",
         { class: "history-head" },
-        textButton("plus", "New chat", () => this.newChat(), { class: "button primary", title: "New chat (Alt+N)" }),
+        textButton("plus", "New chat", () => this.newChat(), { title: "New chat (Alt+N)" }),
         iconButton("x", "Close the list of chats", () => this.close(), { class: "icon-button history-close" }),
       ),
       h("div", { class: "history-search" }, icon("search"), this.search),
@@ -91,7 +91,7 @@ export class HistoryView {
     );
     const item = h("li", {}, open);
     const rename = iconButton("pencil", `Rename ${conversation.title}`, () => this.rename(item, conversation));
-    const remove = iconButton("trash-2", `Delete ${conversation.title}`, () => {
+    const remove = iconButton("trash", `Delete ${conversation.title}`, () => {
       this.chat.remove(conversation);
       this.search.focus();
     });

@@ -1,6 +1,6 @@
 // One message of a pane: a question that can be edited, or a reply with its versions and figures.
 
-import { copyButton } from "../code_block.js";
+import { codeBlock, copyButton } from "../code_block.js";
 import { h, icon, iconButton, newId, textButton } from "../dom.js";
 import { showMarkdown } from "../markdown.js";
 import { isRunning, shownAnswer, textOf } from "./conversation.js";
@@ -12,6 +12,21 @@ const FINISH = {
   length: "Cut: the longest answer, or the end of the context, was reached.",
   content_filter: "Ended by the safety mode.",
 };
+
+/** JSON as indented code, once it is complete; anything else as markdown. */
+function showText(container, text) {
+  const json = /^\s*[{[]/.test(text) ? indented(text) : null;
+  if (json === null) showMarkdown(container, text);
+  else container.replaceChildren(codeBlock(json, "json"));
+}
+
+function indented(text) {
+  try {
+    return JSON.stringify(JSON.parse(text), null, 2);
+  } catch {
+    return null;
+  }
+}
 
 /** @param actions {edit(index, text), remove(index)} */
 export class QuestionView {
@@ -26,7 +41,7 @@ export class QuestionView {
   show() {
     const content = h("div", { class: "said" }, this.message.content);
     const edit = iconButton("pencil", "Edit and send again", () => this.edit(), { class: "icon-button small" });
-    const remove = iconButton("trash-2", "Delete with its answer", () => this.actions.remove(this.index), {
+    const remove = iconButton("trash", "Delete with its answer", () => this.actions.remove(this.index), {
       class: "icon-button small",
     });
     const copy = copyButton("Copy question", () => this.message.content);
@@ -109,7 +124,7 @@ export class ReplyView {
     this.texts.querySelector(".waiting")?.remove();
     answer.choices.forEach((choice, i) => {
       const box = this.texts.children[i] ?? this.addChoice(answer, i);
-      showMarkdown(box.querySelector(".markdown"), choice?.text ?? "");
+      showText(box.querySelector(".markdown"), choice?.text ?? "");
     });
   }
 
