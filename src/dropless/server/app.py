@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import FastAPI
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
@@ -11,15 +13,16 @@ from starlette.responses import Response
 from dropless import __version__
 from dropless.errors import DroplessError
 from dropless.server.asgi import RequestIds
-from dropless.server.configuration.settings import ServerSettings
-from dropless.server.endpoints.manager import EndpointManager
 from dropless.server.errors import error_response
 from dropless.server.gateway import Gateway
 from dropless.server.health import health_of
 from dropless.server.identity.api import IdentityApi
-from dropless.server.identity.gatekeeper import Gatekeeper
 from dropless.server.identity.middleware import Identity
 from dropless.server.management.routes import Management
+from dropless.server.parts import Parts
+from dropless.server.playground.dashboard import Dashboard
+from dropless.server.playground.endpoint_states import endpoint_states
+from dropless.server.playground.pages import add_pages
 from dropless.server.quotas.quotas import RATE_LIMIT_HEADERS
 from dropless.server.routes import call_routes, json_response, model_routes, tell_refusals
 from dropless.server.security_headers import SecurityHeaders
@@ -29,22 +32,19 @@ from dropless.server.traffic import CountTraffic, Traffic
 PUBLIC_PATHS = frozenset({"/health"})
 
 
-def create_app(
-    gateway: Gateway,
-    manager: EndpointManager,
-    traffic: Traffic,
-    gatekeeper: Gatekeeper,
-    settings: ServerSettings,
-) -> FastAPI:
-    """The application around a gateway, whose registry the caller starts and stops, as the
-    gatekeeper. Until an endpoint's models are loaded, its calls get 503 and /health says what they
-    do."""
+def create_app(parts: Parts) -> FastAPI:
+    """The application around a server's parts, which the caller opens. Until an endpoint's models
+    are loaded, its calls get 503 and /health says what they do."""
+    gateway, gatekeeper, settings = parts.gateway, parts.gatekeeper, parts.settings
     app = FastAPI(title="Dropless", version=__version__, docs_url=None, redoc_url=None)
     app.router.routes += call_routes(gateway)
     app.include_router(model_routes(gateway))
-    app.include_router(Management(gateway, manager).router())
+    app.include_router(Management(gateway, parts.manager).router())
     app.include_router(IdentityApi(gatekeeper, settings.limits).router())
-    _add_status_routes(app, gateway, traffic)
+    states = partial(endpoint_states, parts.registry)
+    app.include_router(Dashboard(parts.numbers, states, list).router())
+    _add_status_routes(app, gateway, parts.traffic)
+    add_pages(app)
     for kind in (DroplessError, HTTPException, ValidationError):
         app.add_exception_handler(kind, error_response)
     # From the innermost to the outermost.
@@ -56,7 +56,7 @@ def create_app(
         allowed_hosts=settings.allowed_hosts,
         cors_origins=settings.cors_origins,
     )
-    app.add_middleware(CountTraffic, traffic=traffic)
+    app.add_middleware(CountTraffic, traffic=parts.traffic)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

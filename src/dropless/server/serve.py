@@ -19,17 +19,11 @@ from dropless.errors import DroplessError
 from dropless.server.app import create_app
 from dropless.server.bounded_http import bounded_http
 from dropless.server.configuration.settings import Configuration
-from dropless.server.endpoints.manager import EndpointManager
-from dropless.server.endpoints.registry import EndpointRegistry
-from dropless.server.endpoints.store import EndpointStore
-from dropless.server.gateway import Gateway
-from dropless.server.identity.gatekeeper import Gatekeeper
 from dropless.server.identity.token import redacted
 from dropless.server.limits import HttpLimits
 from dropless.server.listener import BACKLOG, cut_stalled_clients, raise_file_limit, url
-from dropless.server.quotas.quotas import Quotas
+from dropless.server.parts import Parts
 from dropless.server.terminal import Terminal
-from dropless.server.traffic import Traffic
 
 logger = logging.getLogger("dropless.server")
 
@@ -54,33 +48,9 @@ def serve(configuration: Configuration, listener: socket.socket, file: Path | No
     _log_without_tokens()
     raise_file_limit()
     cut_stalled_clients(listener, limits.stalled_client_s)
-    endpoints = list(configuration.endpoints)
-    store = None
-    if file is not None:
-        store = EndpointStore(configuration.data / "endpoints.json")
-        store.check_apart(configuration)
-        endpoints += store.endpoints.values()
-    registry = EndpointRegistry(endpoints)
-    manager = EndpointManager(registry, configuration, file, store)
-    traffic = Traffic()
-    address = listener.getsockname()[0]
-    gatekeeper = Gatekeeper(configuration.identity, configuration.data, address)
-    gateway = Gateway(
-        registry,
-        limits,
-        quotas=Quotas(),
-        owner_of=lambda principal: gatekeeper.secret.cache_owner(principal),
-    )
-    app = create_app(gateway, manager, traffic, gatekeeper, configuration.server)
-    running = _Running(
-        manager,
-        gatekeeper,
-        _server(app, limits),
-        traffic,
-        listener,
-        Terminal(url(listener)),
-        limits,
-    )
+    parts = Parts(configuration, listener.getsockname()[0], file)
+    server = _server(create_app(parts), limits)
+    running = _Running(parts, server, listener, Terminal(url(listener)))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(running.run())
 
@@ -126,22 +96,12 @@ class _Running:
     """The HTTP server and the engines together, from start to stop."""
 
     def __init__(
-        self,
-        manager: EndpointManager,
-        gatekeeper: Gatekeeper,
-        server: uvicorn.Server,
-        traffic: Traffic,
-        listener: socket.socket,
-        terminal: Terminal,
-        limits: HttpLimits,
+        self, parts: Parts, server: uvicorn.Server, listener: socket.socket, terminal: Terminal
     ) -> None:
-        self._manager = manager
-        self._gatekeeper = gatekeeper
+        self._parts = parts
         self._server = server
-        self._traffic = traffic
         self._listener = listener
         self._terminal = terminal
-        self._limits = limits
         self._loading: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()  # of signals
         self._told_to_stop = False
@@ -151,7 +111,7 @@ class _Running:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._signalled)
-        if self._manager.file is not None:
+        if self._parts.manager.file is not None:
             loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload()))
         work = asyncio.create_task(self._serve_and_stop())
         now = asyncio.create_task(self._stop_now.wait())
@@ -178,33 +138,31 @@ class _Running:
         task.add_done_callback(self._tasks.discard)
 
     async def _drain(self) -> None:
-        await self._traffic.drain(self._limits.shutdown_grace_s)
+        await self._parts.traffic.drain(self._parts.settings.limits.shutdown_grace_s)
         self._server.should_exit = True
 
     async def _reload(self) -> None:
+        manager = self._parts.manager
         try:
-            logger.info("reloaded %s: %s", self._manager.file, await self._manager.reload())
+            logger.info("reloaded %s: %s", manager.file, await manager.reload())
         except DroplessError as error:
-            logger.error("%s is not taken up, nothing has changed: %s", self._manager.file, error)
+            logger.error("%s is not taken up, nothing has changed: %s", manager.file, error)
 
     async def _serve_and_stop(self) -> None:
-        await self._gatekeeper.start()
-        serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
-        try:
-            if await self._load():
-                self._terminal.ready(self._manager.registry.list())
+        async with self._parts.open():
+            serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
+            try:
+                if await self._load():
+                    self._terminal.ready(self._parts.registry.list())
+                    await serving
+            finally:
+                self._server.should_exit = True
                 await serving
-        finally:
-            self._server.should_exit = True
-            await serving
-            await self._manager.stop()
-            await self._manager.registry.stop()
-            await self._gatekeeper.close()
 
     async def _load(self) -> bool:
         """False if a signal came first."""
         with self._terminal.loading() as show:
-            self._loading = asyncio.create_task(self._manager.registry.start(show))
+            self._loading = asyncio.create_task(self._parts.registry.start(show))
             await asyncio.wait((self._loading,))
         if self._loading.cancelled():
             return False

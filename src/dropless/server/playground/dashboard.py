@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from dropless.server.identity.principal import LOCAL, Principal
+from dropless.server.gateway import scope_principal
+from dropless.server.identity.principal import Principal
 from dropless.server.live_numbers import LiveNumbers
-from dropless.server.openai_api import json_response
 from dropless.server.playground.shapes import (
     EndpointState,
     ExpertsBody,
@@ -22,6 +22,7 @@ from dropless.server.playground.shapes import (
     ServedExperts,
     UsageBody,
 )
+from dropless.server.routes import json_response
 
 MAX_ROWS = 200
 
@@ -71,7 +72,7 @@ class Dashboard:
 
     async def live(self, request: Request) -> Response:
         query = _LiveQuery.model_validate(dict(request.query_params))
-        principal, now = _principal(request), time.time()
+        principal, now = scope_principal(request.scope), time.time()
         body = LiveBody(
             time=now,
             started=self._numbers.started,
@@ -83,7 +84,7 @@ class Dashboard:
         return json_response(body)
 
     async def usage(self, request: Request) -> Response:
-        principal = _principal(request)
+        principal = scope_principal(request.scope)
         usage = self._numbers.usage(time.time())
         users = [u for u in usage.users.values() if principal.is_admin or u.name == principal.name]
         users.sort(key=lambda user: (-user.tokens_in - user.tokens_out, user.name))
@@ -92,21 +93,21 @@ class Dashboard:
         return json_response(UsageBody(users, statuses if everybody else {}, everybody))
 
     async def expert_load(self, request: Request) -> Response:
-        principal = _principal(request)
+        principal = scope_principal(request.scope)
         seen = [e for e in self._experts() if principal.can("CAN_VIEW", e.endpoint)]
         return json_response(ExpertsBody(seen))
 
     async def search(self, request: Request) -> Response:
         rows = self._table()
         query = _RowsQuery.model_validate(dict(request.query_params)).model_dump()
-        principal = _principal(request)
+        principal = scope_principal(request.scope)
         if not _may_read_all(principal, query["endpoint"]):
             query["requester"] = principal.name
         return json_response(await rows.search(**query))
 
     async def row(self, request: Request, request_id: str) -> Response:
         row = await self._table().row(request_id)
-        principal = _principal(request)
+        principal = scope_principal(request.scope)
         if row is None or not (
             row["requester"] == principal.name or _may_read_all(principal, row["endpoint"])
         ):
@@ -121,11 +122,6 @@ class Dashboard:
                 "in the endpoint's configuration",
             )
         return self._rows
-
-
-def _principal(request: Request) -> Principal:
-    principal: Principal = request.scope.get("principal", LOCAL)
-    return principal
 
 
 def _may_read_all(principal: Principal, endpoint: str | None) -> bool:

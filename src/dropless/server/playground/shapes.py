@@ -11,10 +11,11 @@ from dropless.server.expert_loads import Counts
 from dropless.server.live_numbers import Percentiles, Sample, UserUsage
 
 
-class ServedEntity(msgspec.Struct, frozen=True):
-    """One model of an endpoint. `ready` and `stats` are None until its engine has told them."""
+class ServedState(msgspec.Struct, frozen=True):
+    """A served entity. `ready` and `stats` are None until its engine has told them."""
 
     id: str
+    name: str
     model: str
     traffic_percentage: int
     state: str  # of AsyncEngineClient
@@ -26,7 +27,7 @@ class ServedEntity(msgspec.Struct, frozen=True):
 class EndpointState(msgspec.Struct, frozen=True):
     name: str
     state: str
-    served_entities: list[ServedEntity]
+    served_entities: list[ServedState]
 
 
 class LiveBody(msgspec.Struct, frozen=True):

@@ -29,7 +29,7 @@ function endpoint({ name, state, served_entities }) {
   );
 }
 
-function served({ id, model, traffic_percentage, state, restarts, ready, stats }) {
+function served({ name, model, traffic_percentage, state, restarts, ready, stats }) {
   const facts = ready
     ? [
         `${ready.quantization === "none" ? ready.dtype : `${ready.quantization} weights`}, ${bytes(ready.weight_bytes)}`,
@@ -42,7 +42,7 @@ function served({ id, model, traffic_percentage, state, restarts, ready, stats }
   return h(
     "li",
     {},
-    h("div", { class: "served-name" }, h("b", {}, id), model === id ? null : h("span", { class: "muted" }, model)),
+    h("div", { class: "served-name" }, h("b", {}, name), model === name ? null : h("span", { class: "muted" }, model)),
     h("span", { class: "chip" }, `${traffic_percentage} % of the traffic`),
     h("span", { class: "state", "data-ok": String(state === "serving") }, state),
     h("p", { class: "muted small number" }, facts.join(" · ")),

@@ -1,0 +1,66 @@
+"""What a server is made of, put together from its configuration."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from dropless.engine.client import AsyncEngineClient
+from dropless.server.configuration.settings import Configuration
+from dropless.server.endpoints.manager import EndpointManager
+from dropless.server.endpoints.registry import EndpointRegistry
+from dropless.server.endpoints.store import EndpointStore
+from dropless.server.gateway import Gateway
+from dropless.server.identity.gatekeeper import Gatekeeper
+from dropless.server.live_numbers import LiveNumbers
+from dropless.server.quotas.quotas import Quotas
+from dropless.server.traffic import Traffic
+
+
+class Parts:
+    """Every room's part, and which knows which. `open` starts and stops those that run."""
+
+    def __init__(self, configuration: Configuration, address: str, file: Path | None) -> None:
+        """`address` is where the server listens, `file` where its configuration comes from.
+
+        Raises:
+            DroplessError: everybody on the network would be let in, the store of users and tokens
+                does not open, or a model, its tokenizer or its template does not load.
+        """
+        self.settings = configuration.server
+        endpoints = list(configuration.endpoints)
+        store = None
+        if file is not None:
+            store = EndpointStore(configuration.data / "endpoints.json")
+            store.check_apart(configuration)
+            endpoints += store.endpoints.values()
+        self.registry = EndpointRegistry(endpoints)
+        self.manager = EndpointManager(self.registry, configuration, file, store)
+        self.traffic = Traffic()
+        self.gatekeeper = Gatekeeper(configuration.identity, configuration.data, address)
+        self.numbers = LiveNumbers()
+        self.gateway = Gateway(
+            self.registry,
+            self.settings.limits,
+            observers=[self.numbers],
+            quotas=Quotas(),
+            owner_of=lambda principal: self.gatekeeper.secret.cache_owner(principal),
+        )
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[None, None]:
+        """While requests are taken. At the end the models are stopped."""
+        await self.gatekeeper.start()
+        watching = asyncio.create_task(self.numbers.watch(self._clients))
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await self.manager.stop()
+            await self.registry.stop()
+            await self.gatekeeper.close()
+
+    def _clients(self) -> list[AsyncEngineClient]:
+        return [engine.client for engine in self.registry.engines.engines]

@@ -1,0 +1,30 @@
+"""What the dashboard shows of endpoints, read off the registry as it is at this moment."""
+
+from __future__ import annotations
+
+from dropless.server.endpoints.endpoint import Endpoint, ServedEntity
+from dropless.server.endpoints.registry import EndpointRegistry
+from dropless.server.playground.shapes import EndpointState, ServedState
+
+
+def endpoint_states(registry: EndpointRegistry) -> list[EndpointState]:
+    return [_endpoint(endpoint) for endpoint in registry.list()]
+
+
+def _endpoint(endpoint: Endpoint) -> EndpointState:
+    state = "READY" if endpoint.is_ready else "NOT_READY"
+    return EndpointState(endpoint.name, state, [_served(entity) for entity in endpoint.entities])
+
+
+def _served(entity: ServedEntity) -> ServedState:
+    client = entity.engine.client
+    return ServedState(
+        id=entity.entity_id,
+        name=entity.name,
+        model=entity.engine.model,
+        traffic_percentage=entity.share,
+        state=client.state,
+        restarts=client.restarts,
+        ready=client.ready,
+        stats=client.stats,
+    )
