@@ -6,6 +6,7 @@ import { percent, whole } from "../format.js";
 import { choice, nothing, panel } from "./panel.js";
 
 const SPANS = { window: "Last minute", total: "Since the start" };
+const NUMBERS = { hidden: "Colours", shown: "Numbers" };
 
 export class ExpertsPanel {
   constructor() {
@@ -18,7 +19,10 @@ export class ExpertsPanel {
       this.span = span;
       this.draw();
     });
-    const controls = h("div", { class: "panel-controls" }, this.select, spans);
+    const numbers = choice("Cells", NUMBERS, "hidden", (value) => {
+      this.content.classList.toggle("with-numbers", value === "shown");
+    });
+    const controls = h("div", { class: "panel-controls" }, this.select, numbers, spans);
     this.element = panel("Expert load", "experts", this.content, controls);
   }
 
@@ -90,29 +94,30 @@ function legend() {
 }
 
 function heatTable(counts, rows) {
-  const experts = counts[0].map((_, i) => h("th", { scope: "col" }, String(i)));
-  const body = rows.map((row) => h(
-    "tr",
-    {},
-    h("th", { scope: "row" }, String(row.layer)),
-    row.loads.map((load, i) => heatCell(load, counts[row.layer][i], row, i)),
-    h("td", { class: "imbalance number" }, `${row.highest.toFixed(2)}×`),
-  ));
+  const layers = rows.map((row) => h("th", { scope: "col" }, String(row.layer)));
+  const experts = counts[0].map((_, expert) =>
+    h("tr", {}, h("th", { scope: "row" }, String(expert)), rows.map((row) => heatCell(row, expert, counts[row.layer][expert]))),
+  );
+  const highest = rows.map((row) => h("td", { class: "number" }, row.highest.toFixed(1)));
+  const caption =
+    "Columns are layers, rows are experts. A cell is the expert's load over the mean of its layer; the last row is the busiest expert's.";
   return h(
     "div",
     { class: "table-scroll", tabindex: "0", role: "group", "aria-label": "Load of experts by layer" },
     h(
       "table",
       { class: "heat" },
-      h("caption", {}, "Rows are layers, columns are experts. A cell is the expert's load over the mean of its layer; the last column is the busiest expert's."),
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, h("span", { class: "visually-hidden" }, "Layer")), experts, h("th", { scope: "col" }, "max"))),
-      h("tbody", {}, body),
+      h("caption", {}, caption),
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, h("span", { class: "visually-hidden" }, "Expert")), layers)),
+      h("tbody", {}, experts),
+      h("tfoot", {}, h("tr", {}, h("th", { scope: "row" }, "max"), highest)),
     ),
   );
 }
 
-function heatCell(load, count, row, expert) {
-  const title = `layer ${row.layer}, expert ${expert}: ${load.toFixed(2)}× the mean, ${whole(count)} tokens`;
+function heatCell({ layer, loads }, expert, count) {
+  const load = loads[expert];
+  const title = `Layer ${layer}, expert ${expert}: ${load.toFixed(2)}× the mean, ${whole(count)} tokens`;
   const cell = h("td", { title }, h("span", {}, load.toFixed(1)));
   // Below the mean towards blue, above it towards orange; twice the mean is all orange.
   cell.style.setProperty("--hot", `${Math.min(Math.max(load - 1, 0), 1) * 100}%`);

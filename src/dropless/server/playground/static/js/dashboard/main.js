@@ -20,6 +20,7 @@ const BASE = "/api/2.0/dashboard";
 const LIVE_EVERY_MS = 2000;
 const REST_EVERY_MS = 6000; // usage and experts change slowly
 const HISTORY_S = 300;
+const SMOOTH_S = 5;
 
 const SHORTCUTS = [
   ["Alt+U", "Pause and go on"],
@@ -51,8 +52,9 @@ class Page {
       this.tiles.element,
       this.throughput.element,
       this.latency.element,
+      this.endpoints.element,
+      this.usage.element,
       this.experts.element,
-      h("div", { class: "column" }, this.endpoints.element, this.usage.element),
       this.rows.element,
     );
     listenForShortcuts({
@@ -99,11 +101,23 @@ class Page {
     this.since = this.samples.at(-1)?.time ?? 0;
     this.samples = this.samples.filter(({ time }) => time > live.time - HISTORY_S);
     this.updated.textContent = `${clock(live.time)} · up ${duration((live.time - live.started) * 1000)}`;
-    this.tiles.show(this.samples, live.totals);
-    this.throughput.show(this.samples, live.time);
+    const smooth = smoothed(this.samples);
+    this.tiles.show(smooth, live.totals);
+    this.throughput.show(smooth, live.time);
     this.latency.show(live.latencies);
     this.endpoints.show(live.endpoints);
   }
+}
+
+const RATES = ["requests_per_s", "failed_per_s", "tokens_in_per_s", "tokens_cached_per_s", "tokens_out_per_s"];
+
+/** Rates as their mean over five seconds: a prompt is computed in one moment, and reads as a spike. */
+function smoothed(samples) {
+  return samples.map((sample, i) => {
+    const around = samples.slice(Math.max(0, i - SMOOTH_S + 1), i + 1);
+    const means = RATES.map((key) => [key, around.reduce((sum, each) => sum + each[key], 0) / around.length]);
+    return { ...sample, ...Object.fromEntries(means) };
+  });
 }
 
 new Page().run();

@@ -25,8 +25,8 @@ function facts(row) {
     "Served by": row.served_entity_id || "–",
     Tokens: tokens,
     "Model time": duration(row.execution_duration_ms),
-    "Request id": row.databricks_request_id,
     "Client's id": row.client_request_id ?? "–",
+    "Request id": row.databricks_request_id,
   };
   if (row.logging_error_codes.length) known["Not kept"] = row.logging_error_codes.join(", ");
   return h("dl", { class: "row-facts" }, Object.entries(known).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));

@@ -7,8 +7,20 @@ import { clock, duration, whole } from "../format.js";
 import { nothing, panel } from "./panel.js";
 import { showRow } from "./row_drawer.js";
 
-const STATUSES = { "": "Any status", "2xx": "2xx, answered", "4xx": "4xx, refused", "5xx": "5xx, failed", 429: "429, over a limit", 499: "499, client left" };
-const SPANS = { "": "Any time", 3600: "The last hour", 86400: "The last day", 604800: "The last week" };
+const STATUSES = [
+  ["", "Any"],
+  ["2xx", "2xx, answered"],
+  ["4xx", "4xx, refused"],
+  ["5xx", "5xx, failed"],
+  ["429", "429, over a limit"],
+  ["499", "499, client left"],
+];
+const SPANS = [
+  ["", "Any"],
+  ["3600", "The last hour"],
+  ["86400", "The last day"],
+  ["604800", "The last week"],
+];
 
 export class RowsPanel {
   /** @param base of the dashboard's API */
@@ -44,7 +56,7 @@ export class RowsPanel {
       { class: "rows-form", role: "search", onsubmit: submit },
       field("Text", this.text),
       field("Status", this.status),
-      field("Time", this.span),
+      field("When", this.span),
       field("User", this.requester),
       field("Endpoint", this.endpoint),
       h("button", { type: "submit", class: "button" }, icon("search"), "Search"),
@@ -136,7 +148,7 @@ function preview({ request, logging_error_codes }) {
 }
 
 function select(options) {
-  return h("select", { class: "input" }, Object.entries(options).map(([value, label]) => h("option", { value }, label)));
+  return h("select", { class: "input" }, options.map(([value, label]) => h("option", { value }, label)));
 }
 
 function field(label, control) {

@@ -13,7 +13,7 @@ export class ThroughputPanel {
   constructor() {
     this.chart = new LineChart("Tokens per second", SERIES, 300);
     const legend = SERIES.map(({ name, className }) => h("li", {}, h("span", { class: `mark ${className}` }), name));
-    this.element = panel("Tokens per second", "throughput", this.chart.element, h("ul", { class: "legend" }, legend));
+    this.element = panel("Tokens per second, mean of 5 s", "throughput", this.chart.element, h("ul", { class: "legend" }, legend));
   }
 
   show(samples, time) {
