@@ -11,7 +11,7 @@ import { announce, notify } from "../dialog.js";
 import { fetchAnswer } from "./answering.js";
 import * as store from "./history_store.js";
 import {
-  isEmpty, isRunning, MAX_PANES, newAnswer, newConversation, newPane, ownTitle, requestBody, shownAnswer, textOf,
+  isEmpty, isRunning, MAX_PANES, newAnswer, newConversation, newId, ownTitle, requestBody, shownAnswer, textOf,
   writtenReply,
 } from "./conversation.js";
 
@@ -46,7 +46,7 @@ export class Chat extends EventTarget {
     } catch (error) {
       notify(`Chats are not kept: this browser gives no storage (${error.message}).`);
     }
-    for (const conversation of this.conversations) endInterrupted(conversation);
+    for (const conversation of this.conversations) conversation.panes.forEach(endInterrupted);
     this.emit("history");
   }
 
@@ -110,13 +110,14 @@ export class Chat extends EventTarget {
 
   // ---- panes
 
+  /** Another pane like the last one, messages and all, with a model that no pane has yet. */
   addPane() {
     const { panes } = this.conversation;
     if (panes.length >= MAX_PANES) return;
     const last = panes.at(-1);
     const unused = this.models.find(({ id }) => !panes.some((pane) => pane.model === id));
-    const pane = { ...newPane(unused?.id ?? last.model), system: last.system };
-    pane.parameters = structuredClone(last.parameters);
+    const pane = { ...structuredClone(last), id: newId(), model: unused?.id ?? last.model };
+    endInterrupted(pane);
     panes.push(pane);
     this.touch();
     this.emit("open");
@@ -168,6 +169,7 @@ export class Chat extends EventTarget {
   }
 
   useSample(sample) {
+    Object.assign(this.conversation, { title: sample.title, titled: true });
     for (const pane of this.conversation.panes) {
       const examples = (sample.examples ?? []).flatMap(([question, reply]) => [
         { role: "user", content: question },
@@ -267,13 +269,11 @@ export class Chat extends EventTarget {
   }
 }
 
-/** Whatever was on its way when the page was closed has been stopped. */
-function endInterrupted(conversation) {
-  for (const pane of conversation.panes) {
-    for (const message of pane.messages) {
-      if (message.role === "assistant" && isRunning(shownAnswer(message))) {
-        shownAnswer(message).state = "stopped";
-      }
+/** An answer that was on its way when the page was closed, or the pane copied, has been stopped. */
+function endInterrupted(pane) {
+  for (const message of pane.messages) {
+    if (message.role === "assistant" && isRunning(shownAnswer(message))) {
+      shownAnswer(message).state = "stopped";
     }
   }
 }

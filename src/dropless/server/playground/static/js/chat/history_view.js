@@ -37,6 +37,12 @@ export class HistoryView {
       ),
     );
     this.element = element;
+    this.opener = null;
+    element.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || !document.body.classList.contains("with-history")) return;
+      event.stopPropagation(); // it stops no answer
+      this.close();
+    });
     chat.addEventListener("history", () => this.show());
     this.show();
   }
@@ -47,13 +53,17 @@ export class HistoryView {
     document.getElementById("prompt")?.focus();
   }
 
+  /** To the search; on a small screen the list has to come into sight first. */
   open() {
-    document.body.classList.toggle("with-history");
-    if (document.body.classList.contains("with-history")) this.search.focus();
+    this.opener = document.activeElement;
+    document.body.classList.add("with-history");
+    this.search.focus();
   }
 
   close() {
     document.body.classList.remove("with-history");
+    this.opener?.focus();
+    this.opener = null;
   }
 
   show(searched = false) {

@@ -163,7 +163,7 @@ export class ReplyView {
         { class: "message-actions" },
         this.versionButtons(),
         text ? copyButton("Copy answer", () => textOf(this.reply)) : null,
-        this.last && !written
+        this.last && !written && answer.state !== "failed"
           ? iconButton("refresh-cw", "Answer again", this.actions.again, { class: "icon-button small" })
           : null,
       ),

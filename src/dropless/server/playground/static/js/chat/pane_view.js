@@ -66,6 +66,7 @@ export class PaneView {
   /** Everything, with the views of messages that are still there. */
   show() {
     const { chat, pane } = this;
+    const focused = this.element.contains(document.activeElement);
     this.title.textContent = `Pane ${this.number}: ${pane.model}`;
     this.model.value = pane.model;
     this.showSettings();
@@ -78,6 +79,8 @@ export class PaneView {
     this.showComposer();
     if (chat.running.has(pane)) this.scrollToEnd();
     else this.keepAtEnd();
+    const lost = focused && !this.element.contains(document.activeElement);
+    if (lost) this.scroller.focus({ preventScroll: true }); // what had it is gone
   }
 
   showSettings() {

@@ -12,7 +12,9 @@ export class SettingsView {
     this.pane = null;
     this.opener = null;
     element.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") this.close();
+      if (event.key !== "Escape") return;
+      event.stopPropagation(); // it stops no answer
+      this.close();
     });
     chat.addEventListener("open", () => this.refresh());
     chat.addEventListener("pane", ({ detail }) => {
@@ -156,32 +158,29 @@ function attributesOf(parameter, id) {
 }
 
 function numberControls(view, parameter, id, problem) {
-  const { min, max, step = 1 } = parameter;
   const value = view.pane.parameters[parameter.name];
   const input = h("input", {
     ...attributesOf(parameter, id),
     inputmode: "decimal",
     autocomplete: "off",
     value: parameterText(parameter, value),
-    oninput: () => {
-      take(view, parameter, input, problem);
-      if (slider) slider.value = input.value || parameter.standard;
-    },
+    oninput: () => take(view, parameter, input, problem),
   });
-  if (!parameter.slider) return input;
-  const slider = h("input", {
-    type: "range",
-    min,
-    max,
-    step,
-    "aria-label": `${parameter.label}, slider`,
-    oninput: () => {
-      input.value = slider.value;
-      take(view, parameter, input, problem);
-    },
+  return parameter.slider ? h("div", { class: "slider-row" }, slider(parameter, input), input) : input;
+}
+
+/** Moves with the number that it stands beside, and moves it. */
+function slider(parameter, input) {
+  const { min, max, step, label, standard } = parameter;
+  const range = h("input", { type: "range", min, max, step, "aria-label": `${label}, slider` });
+  const follow = () => (range.value = input.value || standard);
+  range.addEventListener("input", () => {
+    input.value = range.value;
+    input.dispatchEvent(new Event("input"));
   });
-  slider.value = value ?? parameter.standard;
-  return h("div", { class: "slider-row" }, slider, input);
+  input.addEventListener("input", follow);
+  follow();
+  return range;
 }
 
 function linesControl(view, parameter, id, problem) {

@@ -35,8 +35,7 @@ export class ToolbarView {
     this.element.replaceChildren(
       iconButton("panel-left", "Chats", actions.history, { class: "icon-button history-toggle" }),
       this.title,
-      several ? sync : "",
-      safe,
+      h("span", { class: "toolbar-switches" }, several ? sync : null, safe),
       h(
         "span",
         { class: "toolbar-buttons" },
