@@ -52,7 +52,7 @@ $(BIN)/python:
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing Dropless and what it needs (once; a few minutes on a slow line) ..."
 	@$(INSTALL) --quiet --upgrade pip setuptools
-	@$(INSTALL) --editable .
+	@$(INSTALL) --editable '.[tables]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.runtime

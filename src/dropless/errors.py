@@ -141,3 +141,7 @@ class EngineOverloadedError(EngineError):
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class TableError(DroplessError):
+    """An inference table or its spool cannot be written, read or queried."""

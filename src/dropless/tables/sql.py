@@ -1,0 +1,221 @@
+"""SQL over the tables of a store, with DuckDB, for reading only.
+
+A query sees the tables as they are when the connection is made, and nothing else: no other file,
+no network.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+from arro3.core import Table
+from deltalake import DeltaTable
+
+from dropless.errors import TableError
+from dropless.tables.table_name import TableName
+from dropless.tables.table_store import TableStore
+
+if TYPE_CHECKING:
+    import pandas
+
+FETCH_ROWS = 1000
+_TYPES = {
+    "string": "VARCHAR",
+    "date": "DATE",
+    "timestamp": "TIMESTAMPTZ",
+    "integer": "INTEGER",
+    "long": "BIGINT",
+    "double": "DOUBLE",
+    "boolean": "BOOLEAN",
+}
+_READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
+
+
+class TableQueries:
+    """A connection that knows some tables: by their full names, and by the last part alone where
+    only one has it."""
+
+    def __init__(
+        self,
+        store: TableStore,
+        names: Sequence[TableName],
+        *,
+        out: Path | None = None,
+        threads: int | None = None,
+        memory: str | None = None,
+    ) -> None:
+        """`out` is the one file that `write` may write.
+
+        Raises:
+            TableError: a table is not there or cannot be read.
+        """
+        self._names = list(names)
+        self._store = store
+        config: dict[str, Any] = {"autoinstall_known_extensions": False}
+        if threads is not None:
+            config["threads"] = threads
+        if memory is not None:
+            config["memory_limit"] = memory
+        self._connection = duckdb.connect(config=config)
+        self._connection.execute("SET TimeZone = 'UTC'")
+        folders = []
+        for name in names:
+            self._add(name, store.table(name))
+            folders.append(store.uri(name))
+        if store.is_local:
+            self._connection.execute(f"SET allowed_directories = {[*folders]!r}")
+        if out is not None:
+            self._connection.execute(f"SET allowed_paths = {[str(out)]!r}")
+        self._connection.execute("SET enable_external_access = false")
+        self._connection.execute("SET lock_configuration = true")
+
+    def select(self, sql: str, parameters: Sequence[Any] = ()) -> QueryResult:
+        """The result of one SELECT, WITH, DESCRIBE, SUMMARIZE, SHOW or EXPLAIN.
+
+        Raises:
+            TableError: it is none of these, or wrong; the message has what is there.
+        """
+        statement = self._checked(sql)
+        try:
+            self._connection.execute(statement, parameters)
+        except duckdb.Error as error:
+            raise self._explained(error) from error
+        description = self._connection.description or []
+        return QueryResult(self._connection, [column[0] for column in description])
+
+    def arrow(self, sql: str) -> Table:
+        """The result as an Arrow table. Raises as `select`."""
+        statement = self._checked(sql)
+        try:
+            return Table.from_arrow(self._connection.sql(statement))
+        except duckdb.Error as error:
+            raise self._explained(error) from error
+
+    def pandas(self, sql: str) -> pandas.DataFrame:
+        """The result as a data frame. Raises as `select`, and TableError: there is no pandas."""
+        if importlib.util.find_spec("pandas") is None:
+            raise TableError("a data frame needs pandas; install it with pip install pandas")
+        statement = self._checked(sql)
+        try:
+            return self._connection.sql(statement).df()
+        except duckdb.Error as error:
+            raise self._explained(error) from error
+
+    def write_parquet(self, sql: str, out: Path) -> int:
+        """Write the result of a SELECT to this file, `out` of the constructor, and return its
+        number of rows. Raises as `select`."""
+        statement = self._checked(sql)
+        try:
+            self._connection.execute(f"COPY ({statement}) TO {str(out)!r} (FORMAT parquet)")
+        except duckdb.Error as error:
+            raise self._explained(error) from error
+        [[rows]] = self._connection.fetchall()
+        return int(rows)
+
+    def _add(self, name: TableName, table: DeltaTable) -> None:
+        quoted = f'"{name}"'
+        if self._store.is_local:
+            self._connection.execute(f"CREATE VIEW {quoted} AS {_scan_of_files(table)}")
+        else:
+            self._connection.register(str(name), _Scan(table))
+        if sum(other.table == name.table for other in self._names) == 1:
+            self._connection.execute(f'CREATE VIEW "{name.table}" AS FROM {quoted}')
+
+    def _checked(self, sql: str) -> str:
+        """The one statement of this text, with full names as DuckDB knows them."""
+        try:
+            statements = duckdb.extract_statements(self._with_names_quoted(sql))
+        except duckdb.Error as error:
+            raise self._explained(error) from error
+        if len(statements) != 1:
+            raise TableError(f"the query has {len(statements)} statements; it must be one")
+        if statements[0].type not in _READING:
+            raise TableError(
+                "tables are for reading here: the query must begin with SELECT, WITH, FROM, "
+                "DESCRIBE, SUMMARIZE, SHOW or EXPLAIN"
+            )
+        return statements[0].query.rstrip().rstrip(";")
+
+    def _with_names_quoted(self, sql: str) -> str:
+        """DuckDB has catalogs of its own called main and system: a full name becomes one
+        identifier."""
+        tokens = duckdb.tokenize(sql)
+        texts = [
+            (start, following[0])
+            for (start, kind), following in zip(
+                tokens, [*tokens[1:], (len(sql), None)], strict=True
+            )
+            if kind in (duckdb.token_type.string_const, duckdb.token_type.comment)
+        ]
+        for name in sorted(self._names, key=lambda name: -len(str(name))):
+            parts = r"\.".join(rf'"?{re.escape(part)}"?' for part in name)
+            pattern = re.compile(rf'(?<![\w."]){parts}(?![\w."])', re.IGNORECASE)
+            for match in reversed(list(pattern.finditer(sql))):
+                if not any(start <= match.start() < end for start, end in texts):
+                    sql = f'{sql[: match.start()]}"{name}"{sql[match.end() :]}'
+        return sql
+
+    def _explained(self, error: duckdb.Error) -> TableError:
+        message = str(error)
+        if isinstance(error, duckdb.CatalogException):
+            # DuckDB may suggest a table of its own.
+            lines = [line for line in message.splitlines() if not line.startswith("Did you mean")]
+            names = ", ".join(str(name) for name in self._names)
+            message = "\n".join([*lines, f"The tables are: {names}"])
+        elif isinstance(error, duckdb.BinderException):
+            for name in self._names:
+                fields = ", ".join(field.name for field in self._store.table(name).schema().fields)
+                message += f"\nThe columns of {name} are: {fields}"
+        return TableError(message)
+
+
+class QueryResult:
+    """Rows as they come. `columns` are their names."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, columns: list[str]) -> None:
+        self.columns = columns
+        self._connection = connection
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        while rows := self._connection.fetchmany(FETCH_ROWS):
+            yield from rows
+
+
+class _Scan:
+    """A table outside of a folder, read anew by each query, through `deltalake`."""
+
+    def __init__(self, table: DeltaTable) -> None:
+        self._table = table
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        return self._table.scan().__arrow_c_stream__(requested_schema)
+
+
+def _scan_of_files(table: DeltaTable) -> str:
+    """A SELECT of the table's columns, in their order, from its files."""
+    fields = table.schema().fields
+    files = table.file_uris()
+    if not files:
+        columns = ", ".join(f'NULL::{_sql_type(field.type)} AS "{field.name}"' for field in fields)
+        return f"SELECT {columns} WHERE false"
+    columns = ", ".join(f'"{field.name}"' for field in fields)
+    partitions = set(table.metadata().partition_columns)
+    types = {field.name: _sql_type(field.type) for field in fields if field.name in partitions}
+    hive = f", hive_partitioning = true, hive_types = {types!r}" if partitions else ""
+    return f"SELECT {columns} FROM read_parquet({files!r}{hive})"
+
+
+def _sql_type(delta_type: Any) -> str:
+    match delta_type.type:
+        case "array":
+            return f"{_sql_type(delta_type.element_type)}[]"
+        case "map":
+            key, value = delta_type.key_type, delta_type.value_type
+            return f"MAP({_sql_type(key)}, {_sql_type(value)})"
+        case name:
+            return _TYPES[name]
