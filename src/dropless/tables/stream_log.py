@@ -49,7 +49,7 @@ class StreamLog:
         records: list[tuple[Record, int]] = []
         found = segments(self.folder)
         taken = 0
-        for segment, following in zip(found, [*found[1:], None], strict=True):
+        for segment, following in itertools.zip_longest(found, found[1:]):
             if following is not None and following.start <= position:
                 continue
             if taken >= max_bytes:
