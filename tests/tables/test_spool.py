@@ -79,13 +79,13 @@ def test_a_full_disk_costs_rows_and_nothing_else(
     def half(descriptor: int, data: bytes) -> int:
         return real(descriptor, bytes(data[: len(data) // 2]))
 
-    def none(descriptor: int, data: bytes) -> int:
+    def none(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     for write in (half, none, half):
         monkeypatch.setattr(os, "write", write)
         assert not stream.append(ended("lost"))
-    monkeypatch.setattr(os, "ftruncate", lambda *_: none(0, b""))  # not even that
+    monkeypatch.setattr(os, "ftruncate", none)  # not even that
     monkeypatch.setattr(os, "write", half)
     assert not stream.append(ended("lost"))
     assert spool.counters.dropped == 4
@@ -131,7 +131,7 @@ def test_after_a_failure_it_is_not_tried_at_once(
     stream.append(ended("a"))
     tries = []
 
-    def fail(descriptor: int, data: bytes) -> int:
+    def fail(descriptor: int, _: bytes) -> int:
         tries.append(descriptor)
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 

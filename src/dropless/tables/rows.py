@@ -78,11 +78,13 @@ def sampled(request_id: str, fraction: float) -> bool:
     return zlib.crc32(request_id.encode()) < fraction * 2**32
 
 
-def logged(body: bytes | None, code: str) -> tuple[str | None, tuple[str, ...]]:
+def logged(
+    body: bytes | None, code: str, max_bytes: int = MAX_LOGGED_BYTES
+) -> tuple[str | None, tuple[str, ...]]:
     """A body as a table keeps it and the error codes for it: text, whatever its bytes are, or
     nothing and `code` if it is too large."""
     if body is None:
         return None, ()
-    if len(body) > MAX_LOGGED_BYTES:
+    if len(body) > max_bytes:
         return None, (code,)
     return body.decode(errors="replace"), ()

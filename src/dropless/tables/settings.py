@@ -73,3 +73,7 @@ class TablesSettings(_Section):
 
     def spool_in(self, data: Path) -> Path:
         return self.spool or data / "spool"
+
+    def storage(self) -> dict[str, str]:
+        """The storage options, keys and all."""
+        return {name: value.get_secret_value() for name, value in self.storage_options.items()}
