@@ -19,6 +19,7 @@ from dropless.cli import (
     pull,
     serve,
     study,
+    tables,
     tokens,
     users,
 )
@@ -66,6 +67,7 @@ app.add_typer(config.config, name="config")
 app.add_typer(tokens.tokens, name="tokens")
 app.add_typer(users.users, name="users")
 app.add_typer(groups.groups, name="groups")
+app.add_typer(tables.app, name="tables")
 
 
 def _print_version(wanted: bool) -> None:
@@ -96,6 +98,7 @@ def dropless(
         dropless generate prompts.jsonl    answer a file of prompts, offline
         dropless plan dbrx --gpu H100 --count 8    see whether it fits, and how fast it will be
         dropless bench --url http://127.0.0.1:8000 --concurrency 16
+        dropless tables tail --follow      see what is asked of a server, and its answers
 
     Each command's own --help shows more.
     """

@@ -34,7 +34,8 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which calls to take. None: whatever. `where` is SQL over the table's columns."""
+    """Which calls to take. None: whatever. `where` is SQL over the table's columns, `cut_off`:
+    also answers that did not end by themselves."""
 
     status_code: int | None = 200
     requester: str | None = None
@@ -43,6 +44,7 @@ class Wanted:
     min_tokens: int | None = None
     max_tokens: int | None = None
     where: str | None = None
+    cut_off: bool = False
 
     def sql(self, name: TableName) -> tuple[str, list[object]]:
         """The calls but for their tokens, the oldest first, and the query's parameters."""
@@ -66,11 +68,14 @@ class Wanted:
         )
         return sql, parameters
 
-    def takes(self, tokens: int | None) -> bool:
-        """Whether a conversation of so many tokens is wanted; one of unknown length only if no
-        limit is set."""
+    def takes(self, conversation: Conversation) -> bool:
+        """What SQL does not say: how the answer ended, and tokens. A conversation of unknown
+        length is wanted only if no length is."""
+        if not (self.cut_off or conversation.is_whole):
+            return False
         if self.min_tokens is None and self.max_tokens is None:
             return True
+        tokens = conversation.total_tokens
         if tokens is None:
             return False
         return (self.min_tokens or 0) <= tokens and (
@@ -121,11 +126,10 @@ def without_repetitions(read: Callable[[], Iterable[Conversation]]) -> Iterator[
 
 
 def share_of(conversation: Conversation) -> float:
-    """A number from 0 up to 1 by which to split conversations: always the same for the same
-    beginning, so that variants of a conversation do not come into different parts."""
-    first = next((m for m in conversation.messages if m["role"] == "user"), {})
-    digest = hashlib.blake2b(msgspec.json.encode(first, order="sorted"), digest_size=8).digest()
-    return int.from_bytes(digest) / 2**64
+    """A number from 0 up to 1 by which to split conversations: always the same for what comes
+    before the answer, so that two answers to the same do not come into different parts."""
+    *_, key = _keys(conversation.messages[:-1])
+    return int.from_bytes(key[:8]) / 2**64
 
 
 class _Choice(msgspec.Struct):

@@ -64,7 +64,7 @@ class InferenceTable:
         wanted = wanted or Wanted()
         for row in self._queries().select(*wanted.sql(self.name)):
             conversation = read_conversation(*row)
-            if conversation is not None and wanted.takes(conversation.total_tokens):
+            if conversation is not None and wanted.takes(conversation):
                 yield conversation
 
     def search(self, text: str | None = None, limit: int = 20) -> list[PayloadRow]:

@@ -7,6 +7,7 @@ no network.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -144,12 +145,10 @@ class TableQueries:
     def _with_names_quoted(self, sql: str) -> str:
         """DuckDB has catalogs of its own called main and system: a full name becomes one
         identifier."""
-        tokens = duckdb.tokenize(sql)
+        starts = [*duckdb.tokenize(sql), (len(sql), None)]
         texts = [
-            (start, following[0])
-            for (start, kind), following in zip(
-                tokens, [*tokens[1:], (len(sql), None)], strict=True
-            )
+            (start, end)
+            for (start, kind), (end, _) in itertools.pairwise(starts)
             if kind in (duckdb.token_type.string_const, duckdb.token_type.comment)
         ]
         for name in sorted(self._names, key=lambda name: -len(str(name))):
