@@ -29,7 +29,13 @@ from dropless.server.security_headers import SecurityHeaders
 from dropless.server.traffic import CountTraffic, Traffic
 
 # What is open to everybody, with a token or without. All else is closed, whatever is added later.
-PUBLIC_PATHS = frozenset({"/health"})
+_PUBLIC_PATHS = frozenset({"/health", "/", "/dashboard"})
+_PAGE_FILES = "/playground/"
+
+
+def is_public(path: str) -> bool:
+    """The pages are, but nothing that they show."""
+    return path in _PUBLIC_PATHS or path.startswith(_PAGE_FILES)
 
 
 def create_app(parts: Parts) -> FastAPI:
@@ -51,7 +57,7 @@ def create_app(parts: Parts) -> FastAPI:
     app.add_middleware(
         Identity,
         gatekeeper=gatekeeper,
-        public=PUBLIC_PATHS,
+        is_public=is_public,
         refused=tell_refusals(gateway),
         allowed_hosts=settings.allowed_hosts,
         cors_origins=settings.cors_origins,

@@ -43,10 +43,13 @@ class Call:
 
 
 class CallObserver(Protocol):
-    """Is told of every call. Both run on the event loop: they must be quick and may not fail."""
+    """Is told of every call. It runs on the event loop: it must be quick and may not fail."""
 
     def began(self, call: Call) -> None:
         """The request's line and headers are here, and who asks is known."""
+
+    def accepted(self, call: Call) -> None:
+        """Its body is here and its endpoint known and open to who asks. Not of every call."""
 
     def ended(self, call: Call) -> None:
         """The last byte is out, or the client has left. Once for each `began`."""

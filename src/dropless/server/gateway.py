@@ -143,6 +143,8 @@ class Gateway:
         call.endpoint = name or body.model
         principal = scope_principal(request.scope)
         endpoint = self.endpoint(principal, call.endpoint, "CAN_QUERY")
+        for observer in self._observers:
+            observer.accepted(call)
         serving = Serving(call, endpoint, protocol, body, self._gates, self._owner_of(principal))
         candidates = endpoint.candidates(self._chance)
         with endpoint.held():

@@ -7,14 +7,15 @@ accepted and one for its end. All else is the business of the writer process.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from dropless.errors import TableError
 from dropless.server.call import Call
+from dropless.server.endpoints.endpoint import Endpoint, ServedEntity
+from dropless.server.endpoints.registry import EndpointRegistry
 from dropless.tables.records import Record
 from dropless.tables.rows import (
     MAX_REQUEST_SIZE_EXCEEDED,
@@ -28,11 +29,7 @@ from dropless.tables.rows import (
     microseconds,
     sampled,
 )
-from dropless.tables.settings import (
-    InferenceTableSettings,
-    TablesSettings,
-    UsageTrackingSettings,
-)
+from dropless.tables.settings import TablesSettings
 from dropless.tables.spool import Spool, Stream
 from dropless.tables.table_name import SERVED_ENTITIES, USAGE
 from dropless.tables.writer_process import WriterConfig, WriterProcess, check_installed
@@ -40,7 +37,7 @@ from dropless.tables.writer_process import WriterConfig, WriterProcess, check_in
 logger = logging.getLogger("dropless.tables")
 
 _MAX_OPEN_REQUEST_BYTES = 64 * 1024  # of a request that may never end
-_USAGE_STREAM = "usage"  # of endpoints without an inference table
+USAGE_STREAM = "usage"  # of endpoints without an inference table
 _STOPPED = {
     "error": {
         "message": "the server was stopped or killed before this call ended",
@@ -51,15 +48,6 @@ _STOPPED = {
 }
 _STOPPED_JSON = msgspec.json.encode(_STOPPED).decode()
 _STOPPED_STATUS = 500
-
-
-@dataclass(frozen=True, slots=True)
-class LoggedEndpoint:
-    """What of an endpoint's calls is logged."""
-
-    name: str
-    inference_table: InferenceTableSettings | None
-    usage_tracking: UsageTrackingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,69 +64,40 @@ class TablesStatus:
     writer_error: str | None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Logging:
-    """Where an endpoint's calls go."""
+    """Where the calls of one version of an endpoint go."""
 
-    stream: Stream
-    sampling_fraction: float | None  # None: no inference table
-    usage: bool
+    endpoint: Endpoint
+    stream: Stream | None  # None: nowhere
+    sampling_fraction: float | None = None  # None: no inference table
+    usage: bool = False
 
 
 class InferenceTables:
-    """The CallObserver that feeds the tables. Everything of it runs on the event loop."""
+    """The CallObserver that feeds the tables. Everything of it runs on the event loop.
 
-    def __init__(
-        self, settings: TablesSettings, data: Path, endpoints: Iterable[LoggedEndpoint]
-    ) -> None:
-        """`data` is the folder of what outlives the server. Starts the writer process.
+    Spool and writer begin with the first endpoint that wants them.
+    """
+
+    def __init__(self, settings: TablesSettings, data: Path, endpoints: EndpointRegistry) -> None:
+        """`data` is the folder of what outlives the server.
 
         Raises:
-            TableError: the spool's folder cannot be used, or what tables need is not installed.
+            TableError: tables are wanted, but the spool's folder cannot be used, or what they need
+                is not installed.
         """
-        check_installed()
-        self._spool = Spool(settings.spool_in(data), max_bytes=settings.max_spool_bytes)
-        self._config = WriterConfig(
-            spool=str(self._spool.folder),
-            session=self._spool.session.name,
-            location=settings.location_in(data),
-            storage_options=settings.storage(),
-            flush_s=settings.flush_seconds,
-            tables={},
-        )
-        self._endpoints: dict[str, _Logging] = {}
+        self._settings = settings
+        self._data = data
+        self._endpoints = endpoints
+        self._spool: Spool | None = None
+        self._writer: WriterProcess | None = None
+        self._tables: dict[str, int | None] = {}  # with their retention, for the writer
+        self._known: dict[str, _Logging] = {}  # by endpoint
         self._open: dict[str, _Logging] = {}  # by request id
         self._encoder = msgspec.json.Encoder()
-        self._configure(endpoints)
-        self._writer = WriterProcess(self._config)
-
-    def configure(self, endpoints: Iterable[LoggedEndpoint]) -> None:
-        """From now on these endpoints are logged. Calls under way end where they began."""
-        self._configure(endpoints)
-        self._writer.configure(self._config)
-
-    def _configure(self, endpoints: Iterable[LoggedEndpoint]) -> None:
-        tables: dict[str, int | None] = {str(USAGE): None, str(SERVED_ENTITIES): None}
-        self._endpoints = {}
-        for endpoint in endpoints:
-            table, usage = endpoint.inference_table, endpoint.usage_tracking.enabled
-            if table is not None and table.enabled:
-                name = str(table.table(endpoint.name))
-                tables[name] = table.retention_days
-                stream, fraction = self._spool.stream(name), table.sampling_fraction
-            elif usage:
-                stream, fraction = self._spool.stream(_USAGE_STREAM), None
-            else:
-                continue
-            self._endpoints[endpoint.name] = _Logging(stream, fraction, usage)
-        self._config = msgspec.structs.replace(self._config, tables=tables)
-
-    def serve(self, entities: Iterable[ServedEntityRow]) -> None:
-        """Note what is served from now on; what the table has already is not written again."""
-        rows = tuple(entities)
-        if rows:
-            call = f"entities-{time.time_ns()}"
-            self._spool.stream(_USAGE_STREAM).append(Record(call, ends=True, rows=rows))
+        for endpoint in endpoints.list():
+            self._known[endpoint.name] = self._prepare(endpoint)
 
     def began(self, call: Call) -> None:
         """Nothing yet: its endpoint may not be known before its body is read."""
@@ -146,18 +105,20 @@ class InferenceTables:
     def accepted(self, call: Call) -> None:
         """It has a row from here on, should the server die: as long as nothing better is known
         one that says so."""
-        where = self._endpoints.get(call.endpoint)
-        if where is None:
-            return
-        self._open[call.request_id] = where
-        self._append(where, call, ends=False)
+        logging_ = self._logging(call.endpoint)
+        if logging_ is not None:
+            self._open[call.request_id] = logging_
+            self._append(logging_, call, ends=False)
 
     def ended(self, call: Call) -> None:
-        where = self._open.pop(call.request_id, None) or self._endpoints.get(call.endpoint)
-        if where is not None:
-            self._append(where, call, ends=True)
+        logging_ = self._open.pop(call.request_id, None) or self._logging(call.endpoint)
+        if logging_ is not None:
+            self._append(logging_, call, ends=True)
 
-    def status(self) -> TablesStatus:
+    def status(self) -> TablesStatus | None:
+        """None: no endpoint has wanted tables so far."""
+        if self._spool is None or self._writer is None:
+            return None
         counters = self._spool.counters
         report = self._writer.report()
         return TablesStatus(
@@ -172,26 +133,82 @@ class InferenceTables:
     def close(self, timeout_s: float) -> bool:
         """No call is open any more. Returns whether all rows are in their tables; if that takes
         longer, the writer goes on by itself, and the next start finds what it leaves."""
+        if self._spool is None or self._writer is None:
+            return True
         self._spool.close()
         return self._writer.close(timeout_s)
 
-    def _append(self, where: _Logging, call: Call, *, ends: bool) -> None:
+    def _logging(self, name: str) -> _Logging | None:
+        """Of the endpoint as it is now; None if there is none or it logs nothing."""
+        endpoint = self._endpoints.get(name)
+        if endpoint is None:
+            return None
+        known = self._known.get(name)
+        if known is None or known.endpoint is not endpoint:
+            try:
+                known = self._prepare(endpoint)
+            except TableError as error:
+                logger.error("inference tables: the calls of %s are not logged: %s", name, error)
+                known = _Logging(endpoint, None)
+            self._known[name] = known
+        return known if known.stream is not None else None
+
+    def _prepare(self, endpoint: Endpoint) -> _Logging:
+        """Find out where an endpoint's calls go, and note what it serves."""
+        table = endpoint.settings.inference_table_config
+        usage = endpoint.settings.usage_tracking_config.enabled
+        has_table = table is not None and table.enabled
+        if not (has_table or usage):
+            return _Logging(endpoint, None)
+        if self._spool is None:
+            self._spool = self._begin()
+        if table is None or not table.enabled:
+            logging_ = _Logging(endpoint, self._spool.stream(USAGE_STREAM), None, usage)
+        else:
+            name = str(table.table(endpoint.name))
+            self._tables[name] = table.retention_days
+            stream = self._spool.stream(name)
+            logging_ = _Logging(endpoint, stream, table.sampling_fraction, usage)
+        if self._writer is None:
+            self._writer = WriterProcess(self._config(self._spool))
+        else:
+            self._writer.configure(self._config(self._spool))
+        rows = tuple(_entity_row(endpoint, entity) for entity in endpoint.entities)
+        version = f"{endpoint.name} {endpoint.version}"
+        self._spool.stream(USAGE_STREAM).append(Record(version, ends=True, rows=rows))
+        return logging_
+
+    def _begin(self) -> Spool:
+        check_installed()
+        folder = self._settings.spool_in(self._data)
+        return Spool(folder, max_bytes=self._settings.max_spool_bytes)
+
+    def _config(self, spool: Spool) -> WriterConfig:
+        return WriterConfig(
+            spool=str(spool.folder),
+            session=spool.session.name,
+            location=self._settings.location_in(self._data),
+            storage_options=self._settings.storage(),
+            flush_s=self._settings.flush_seconds,
+            tables={str(USAGE): None, str(SERVED_ENTITIES): None, **self._tables},
+        )
+
+    def _append(self, logging_: _Logging, call: Call, *, ends: bool) -> None:
         try:
-            rows = self._rows(where, call) if ends else self._rows_if_stopped(where, call)
-            if rows:
-                where.stream.append(Record(call.request_id, ends, rows))
+            rows = self._rows(logging_, call) if ends else self._rows_if_stopped(logging_, call)
+            if rows and logging_.stream is not None:
+                logging_.stream.append(Record(call.request_id, ends, rows))
         except Exception:  # a bug here must not reach a request
-            self._spool.dropped(f"the row of {call.request_id} cannot be made")
             logger.exception("inference tables: the row of %s cannot be made", call.request_id)
 
-    def _rows(self, where: _Logging, call: Call) -> tuple[Row, ...]:
+    def _rows(self, logging_: _Logging, call: Call) -> tuple[Row, ...]:
         rows: list[Row] = []
-        if self._takes_payload(where, call):
+        if self._takes_payload(logging_, call):
             request, request_codes = logged(call.request_body, MAX_REQUEST_SIZE_EXCEEDED)
             response, response_codes = logged(self._response(call), MAX_RESPONSE_SIZE_EXCEEDED)
             rows.append(
                 self._payload(
-                    where,
+                    logging_,
                     call,
                     call.status_code,
                     round(call.execution_s * 1000),
@@ -200,25 +217,25 @@ class InferenceTables:
                     (*request_codes, *response_codes),
                 )
             )
-        if where.usage:
+        if logging_.usage:
             rows.append(self._usage(call, call.status_code))
         return tuple(rows)
 
-    def _rows_if_stopped(self, where: _Logging, call: Call) -> tuple[Row, ...]:
+    def _rows_if_stopped(self, logging_: _Logging, call: Call) -> tuple[Row, ...]:
         """Those of a call of which nobody will say how it ended."""
         rows: list[Row] = []
-        if self._takes_payload(where, call):
+        if self._takes_payload(logging_, call):
             request, codes = logged(
                 call.request_body, MAX_REQUEST_SIZE_EXCEEDED, _MAX_OPEN_REQUEST_BYTES
             )
             status = _STOPPED_STATUS
-            rows.append(self._payload(where, call, status, None, request, _STOPPED_JSON, codes))
-        if where.usage:
+            rows.append(self._payload(logging_, call, status, None, request, _STOPPED_JSON, codes))
+        if logging_.usage:
             rows.append(self._usage(call, _STOPPED_STATUS))
         return tuple(rows)
 
-    def _takes_payload(self, where: _Logging, call: Call) -> bool:
-        fraction = where.sampling_fraction
+    def _takes_payload(self, logging_: _Logging, call: Call) -> bool:
+        fraction = logging_.sampling_fraction
         return fraction is not None and sampled(call.request_id, fraction)
 
     def _response(self, call: Call) -> bytes | None:
@@ -230,7 +247,7 @@ class InferenceTables:
 
     def _payload(
         self,
-        where: _Logging,
+        logging_: _Logging,
         call: Call,
         status: int,
         execution_ms: int | None,
@@ -238,7 +255,7 @@ class InferenceTables:
         response: str | None,
         codes: tuple[str, ...],
     ) -> PayloadRow:
-        assert where.sampling_fraction is not None
+        assert logging_.sampling_fraction is not None
         time_us = microseconds(call.arrival_time)
         return PayloadRow(
             databricks_request_id=call.request_id,
@@ -246,7 +263,7 @@ class InferenceTables:
             client_request_id=call.client_request_id,
             request_time=time_us,
             status_code=status,
-            sampling_fraction=where.sampling_fraction,
+            sampling_fraction=logging_.sampling_fraction,
             execution_duration_ms=execution_ms,
             request=request,
             response=response,
@@ -268,3 +285,14 @@ class InferenceTables:
             output_token_count=None if usage is None else usage.completion_tokens,
             usage_context=dict(call.usage_context) or None,
         )
+
+
+def _entity_row(endpoint: Endpoint, entity: ServedEntity) -> ServedEntityRow:
+    return ServedEntityRow(
+        served_entity_id=entity.entity_id,
+        endpoint_name=endpoint.name,
+        entity_name=entity.settings.model,
+        entity_version=None,
+        endpoint_config_version=endpoint.version,
+        change_time=microseconds(endpoint.changed),
+    )

@@ -189,6 +189,9 @@ class LiveNumbers:
     def began(self, call: Call) -> None:  # noqa: ARG002, the protocol's
         self._in_flight += 1
 
+    def accepted(self, call: Call) -> None:
+        """Counted when it ends."""
+
     def ended(self, call: Call) -> None:
         self._in_flight -= 1
         self._ended += 1

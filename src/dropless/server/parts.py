@@ -14,9 +14,12 @@ from dropless.server.endpoints.registry import EndpointRegistry
 from dropless.server.endpoints.store import EndpointStore
 from dropless.server.gateway import Gateway
 from dropless.server.identity.gatekeeper import Gatekeeper
+from dropless.server.inference_table import InferenceTables
 from dropless.server.live_numbers import LiveNumbers
 from dropless.server.quotas.quotas import Quotas
 from dropless.server.traffic import Traffic
+
+_TABLES_S = 5.0  # for the last rows to come into their tables; then their writer goes on alone
 
 
 class Parts:
@@ -27,7 +30,8 @@ class Parts:
 
         Raises:
             DroplessError: everybody on the network would be let in, the store of users and tokens
-                does not open, or a model, its tokenizer or its template does not load.
+                does not open, inference tables cannot be written, or a model, its tokenizer or its
+                template does not load.
         """
         self.settings = configuration.server
         endpoints = list(configuration.endpoints)
@@ -41,10 +45,11 @@ class Parts:
         self.traffic = Traffic()
         self.gatekeeper = Gatekeeper(configuration.identity, configuration.data, address)
         self.numbers = LiveNumbers()
+        self.tables = InferenceTables(configuration.tables, configuration.data, self.registry)
         self.gateway = Gateway(
             self.registry,
             self.settings.limits,
-            observers=[self.numbers],
+            observers=[self.numbers, self.tables],
             quotas=Quotas(),
             owner_of=lambda principal: self.gatekeeper.secret.cache_owner(principal),
         )
@@ -60,6 +65,7 @@ class Parts:
             watching.cancel()
             await self.manager.stop()
             await self.registry.stop()
+            await asyncio.to_thread(self.tables.close, _TABLES_S)
             await self.gatekeeper.close()
 
     def _clients(self) -> list[AsyncEngineClient]:

@@ -20,7 +20,7 @@ _HEADERS = [
 
 
 class SecurityHeaders:
-    """Middleware that adds them to every response, errors included."""
+    """Middleware that adds them to every response, errors included, unless it has its own."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -28,7 +28,8 @@ class SecurityHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"].extend(_HEADERS)
+                own = {name for name, _ in message["headers"]}
+                message["headers"].extend(h for h in _HEADERS if h[0] not in own)
             await send(message)
 
         await self._app(scope, receive, send_with_headers)

@@ -42,7 +42,8 @@ def serve(configuration: Configuration, listener: socket.socket, file: Path | No
 
     Raises:
         DroplessError: everybody on the network would be let in, the store of users and tokens does
-            not open, or a model, its tokenizer or its template does not load.
+            not open, inference tables cannot be written, or a model, its tokenizer or its
+            template does not load.
     """
     limits = configuration.server.limits
     _log_without_tokens()

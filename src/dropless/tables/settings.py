@@ -64,12 +64,14 @@ class TablesSettings(_Section):
 
     location: str | None = None  # a folder or s3://bucket/prefix; None: DATA/tables
     storage_options: dict[str, SecretStr] = {}  # of a location that is a URL: endpoint, keys
-    spool: Path | None = None  # a local folder; None: DATA/spool
+    spool: Annotated[Path, AfterValidator(Path.expanduser)] | None = None  # None: DATA/spool
     max_spool_bytes: int = Field(default=1024**3, ge=64 * 1024**2)
     flush_seconds: float = Field(default=10.0, ge=0.1, le=3600)  # rows wait so long for others
 
     def location_in(self, data: Path) -> str:
-        return self.location or str(data / "tables")
+        if self.location is None:
+            return str(data / "tables")
+        return self.location if "://" in self.location else str(Path(self.location).expanduser())
 
     def spool_in(self, data: Path) -> Path:
         return self.spool or data / "spool"

@@ -13,6 +13,7 @@ from dropless.engine.config import EngineConfig
 from dropless.errors import SettingsError
 from dropless.server.configuration.section import Section
 from dropless.server.quotas.rate_limit import RateLimit
+from dropless.tables.settings import InferenceTableSettings, UsageTrackingSettings
 
 MAX_NAME_LENGTH = 255
 
@@ -113,6 +114,8 @@ class EndpointSettings(Section):
     system_prompt: str | None = None
     fallback_config: FallbackSettings = FallbackSettings()
     rate_limits: tuple[RateLimit, ...] = ()
+    inference_table_config: InferenceTableSettings | None = None
+    usage_tracking_config: UsageTrackingSettings = UsageTrackingSettings()
 
     @model_validator(mode="after")
     def _check_entities(self) -> EndpointSettings:

@@ -12,6 +12,7 @@ from dropless.server.configuration.endpoint_settings import EndpointSettings
 from dropless.server.configuration.section import Section
 from dropless.server.identity.settings import IdentitySettings
 from dropless.server.limits import HttpLimits
+from dropless.tables.settings import TablesSettings
 
 DEFAULT_DATA = Path("~/.local/share/dropless")
 
@@ -37,6 +38,7 @@ class Configuration(Section):
     server: ServerSettings = ServerSettings()
     data: UserPath = DEFAULT_DATA.expanduser()
     identity: IdentitySettings = IdentitySettings()
+    tables: TablesSettings = TablesSettings()
     endpoints: tuple[EndpointSettings, ...] = ()
 
     @model_validator(mode="after")

@@ -13,8 +13,8 @@ from dropless.server.identity.gatekeeper import Gatekeeper
 
 
 class Identity:
-    """Middleware that sets `scope["principal"]`, or answers 401 or 403 itself. Every path but those
-    in `public` is closed, whether something is served there or not. `refused` is told of those
+    """Middleware that sets `scope["principal"]`, or answers 401 or 403 itself. Every path that
+    is not public is closed, whether something is served there or not. `refused` is told of those
     that do not come in."""
 
     def __init__(
@@ -22,14 +22,14 @@ class Identity:
         app: ASGIApp,
         *,
         gatekeeper: Gatekeeper,
-        public: Collection[str],
+        is_public: Callable[[str], bool],
         refused: Callable[[Scope, DroplessError], None],
         allowed_hosts: Collection[str] = (),
         cors_origins: Collection[str] = (),
     ) -> None:
         self._app = app
         self._gatekeeper = gatekeeper
-        self._public = frozenset(public)
+        self._is_public = is_public
         self._refused = refused
         self._allowed_hosts = frozenset(map(host_name, allowed_hosts))
         self._cors_origins = frozenset(cors_origins)
@@ -53,7 +53,7 @@ class Identity:
         host = headers.get(b"host")
         if host is None and scope["http_version"] != "1.0":
             raise InvalidRequestError("the header host is missing; HTTP/1.1 needs it")
-        if scope["path"] in self._public:
+        if self._is_public(scope["path"]):
             return
         open_here = self._gatekeeper.local and not self._gatekeeper.closed
         if open_here or self._allowed_hosts:
