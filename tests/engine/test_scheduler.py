@@ -20,13 +20,15 @@ _tokens = itertools.count(1000)
 
 
 def make_request(name: str, num_prompt: int, *, output: int = 50, priority: int = 0) -> Request:
+    """All of one owner, and of different prompts, so that nothing of them is shared."""
+    arrival = next(_arrivals)
     return Request(
         request_id=name,
-        owner=name,  # nothing is shared
-        order=(-priority, next(_arrivals)),
+        owner="ada",
+        order=(-priority, arrival),
         params=SamplingParams(max_tokens=output),
         seed=7,
-        token_ids=[0] * num_prompt,
+        token_ids=[2_000_000 + arrival] * num_prompt,
         num_prompt_tokens=num_prompt,
         max_len=num_prompt + output,
         end_token_ids=frozenset(),
@@ -400,7 +402,7 @@ def make_twins(*num_prompt: int) -> list[Request]:
     """Requests that share the prefix of their prompts, once it is computed."""
     twins = [make_request(f"twin {i}", count) for i, count in enumerate(num_prompt)]
     for twin in twins:
-        twin.owner = "twins"
+        twin.token_ids = [0] * twin.num_prompt_tokens
     return twins
 
 

@@ -48,6 +48,10 @@ class BlockPool:
     def is_free(self, block: int) -> bool:
         return self._references[block] == 0
 
+    def num_unshared(self, blocks: Sequence[int]) -> int:
+        """How many of these would be free with one reference less."""
+        return sum(self._references[block] == 1 for block in blocks)
+
     def find(self, block_hash: bytes) -> int | None:
         """The block that is known by this hash, free or not."""
         return self._by_hash.get(block_hash)
@@ -129,14 +133,20 @@ class KVCache:
         """Blocks that it lacks until all its tokens are computed."""
         return max(0, -(-len(request.token_ids) // self.block_size) - len(request.blocks))
 
+    def num_own(self, request: Request) -> int:
+        """Blocks that would be free without it."""
+        return self._pool.num_unshared(request.blocks)
+
+    def num_needed(self, request: Request) -> int:
+        """Free blocks that a request without any takes until all its tokens are computed."""
+        return self._num_taken(request, self._known_prefix(request))
+
     def start(self, request: Request, reserve: int) -> bool:
         """Give a request that holds nothing the blocks of its longest known prefix, which count as
         computed. Refused, and nothing changed, if fewer than `reserve` blocks would be left free
         when all its tokens are computed."""
         known = self._known_prefix(request)
-        taken_from_free = sum(map(self._pool.is_free, known))
-        to_compute = -(-len(request.token_ids) // self.block_size) - len(known)
-        if self._pool.num_free - taken_from_free - to_compute < reserve:
+        if self._pool.num_free - self._num_taken(request, known) < reserve:
             return False
         self._pool.share(known)
         request.blocks = known
@@ -173,6 +183,11 @@ class KVCache:
     def check_all_free(self) -> None:
         """Raises EngineError if a block is held though no request is left, or lost."""
         self._pool.check_all_free()
+
+    def _num_taken(self, request: Request, known: Sequence[int]) -> int:
+        """Free blocks taken with this known prefix: some of it is free, and the rest is new."""
+        to_compute = -(-len(request.token_ids) // self.block_size) - len(known)
+        return sum(map(self._pool.is_free, known)) + to_compute
 
     def _known_prefix(self, request: Request) -> list[int]:
         """Known blocks from the start on; the last token is left to compute, for its logits."""

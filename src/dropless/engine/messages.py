@@ -13,13 +13,15 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 class EngineRequest(msgspec.Struct, frozen=True, tag="request"):
     """One sequence to generate. `owner` salts the prefix cache: blocks are shared only between
-    requests of the same owner. Higher `priority` is scheduled first."""
+    requests of the same owner. Higher `priority` is scheduled first; within one, owners share the
+    engine by `weight`, of which the latest request's counts for its owner."""
 
     request_id: str
     prompt_token_ids: list[int]
     params: SamplingParams
     owner: str = ""
     priority: int = 0
+    weight: float = 1.0
     arrival_time: float = 0.0  # time.time() seconds
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -10,6 +11,9 @@ from dropless.engine.messages import FinishReason, TokenDelta, TokenLogprob
 from dropless.engine.sampling_params import SamplingParams
 from dropless.engine.step import NewRequest
 from dropless.errors import EngineError
+
+if TYPE_CHECKING:
+    from dropless.engine.fair_share import Share
 
 NO_ROW = -1
 NOT_STARTED = 2**63
@@ -30,12 +34,15 @@ class Request:
     num_prompt_tokens: int
     max_len: int  # prompt and output, in tokens
     end_token_ids: frozenset[int]  # each ends the request, and is its stop_token_id then
+    weight: float = 1.0  # of its owner, from now on
 
     row: int = NO_ROW  # in the runner's tables, while running
     num_computed: int = 0
     num_pending: int = 0
     started_in: int = NOT_STARTED  # the number of the step in which it took its row
     num_lost_steps: int = 0  # failed ones, since its last token
+    num_charged: int = 0  # leading tokens that cost its owner nothing more
+    has_displaced: bool = False  # others were preempted to let it start
     ended: bool = False  # what steps still bring for it is of no interest
     blocks: list[int] = field(default_factory=list)
     new_blocks: list[int] = field(default_factory=list)  # of `blocks`, those not yet in a step
@@ -48,6 +55,7 @@ class Request:
     prompt_logprobs: list[TokenLogprob | None] | None = None
 
     follows_output: bool = field(init=False)  # as its params
+    share: Share = field(init=False)  # its owner's, from when it waits for the first time
 
     def __post_init__(self) -> None:
         self.follows_output = self.params.follows_output
@@ -90,6 +98,7 @@ class Request:
         """Forget what was computed, once its row and blocks are given back. Tokens stay, and one
         that is pending will still be accepted, with all log probabilities of the prompt."""
         self.row = NO_ROW
+        self.num_charged = max(self.num_charged, self.num_computed)
         self.num_computed = 0
         self.started_in = NOT_STARTED
         if self.prompt_logprobs is not None and not self.num_pending:

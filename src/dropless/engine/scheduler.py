@@ -10,15 +10,17 @@ from __future__ import annotations
 import itertools
 import time
 from bisect import bisect_left, insort
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter
 
 from dropless.engine import long_prompts
+from dropless.engine.fair_share import FairQueue, Turn
 from dropless.engine.kv_cache import KVCache
 from dropless.engine.long_prompts import LongPrompts, Pace
 from dropless.engine.messages import TokenDelta
 from dropless.engine.request import NO_ROW, Request
-from dropless.engine.step import NewRequest, StepInput, StepResult
+from dropless.engine.step import StepInput, StepResult
+from dropless.engine.step_plan import StepPlan
 from dropless.errors import EngineError
 
 _ORDER = attrgetter("order")
@@ -50,44 +52,20 @@ class ScheduledStep:
     has_long_prompt: bool
 
 
-@dataclass(slots=True)
-class _Plan:
-    """A step in the making."""
-
-    budget: int  # tokens that may still be added
-    long_budget: int = 0  # of these, tokens of long prompts
-    promised_blocks: int = 0  # that prompts in the step need to be computed further
-    has_long_prompt: bool = False
-    decodes: list[Request] = field(default_factory=list)  # one token each
-    chunks: dict[Request, int] = field(default_factory=dict)
-    new_requests: list[NewRequest] = field(default_factory=list)
-
-    def add(self, request: Request, num_tokens: int) -> None:
-        self.budget -= num_tokens
-        if num_tokens == 1:
-            self.decodes.append(request)
-        else:
-            self.chunks[request] = num_tokens
-
-    def remove(self, request: Request) -> None:
-        if request in self.chunks:
-            self.budget += self.chunks.pop(request)
-        elif request in self.decodes:
-            self.decodes.remove(request)
-            self.budget += 1
-
-
 class Scheduler:
     """Requests in the order of priority, then arrival: both those that run and those that wait.
 
     A step takes first the running requests that have one token to compute, then other running
-    ones, then waiting ones as long as the next fits. Beside few long prompts those who generate
-    keep their pace (`dropless.engine.long_prompts`): a long prompt gets a part of the budget in
-    some steps, and is passed over in the others. If long prompts are many, or nobody generates,
-    they leave only a part of the budget to others. When a running request finds no free block,
-    the last of the running ones is preempted: it waits again, keeps its tokens and is computed
-    anew later. The last itself just stands still. So the first of all always advances, and whoever
-    can fit alone ends some day; a long prompt that is passed over, after a bounded number of steps.
+    ones, then waiting ones as long as the next fits. Where there are several owners, prompts of the
+    one who was served least go first, running or not, and an owner within its share of the rows has
+    others preempted rather than wait for them (`dropless.engine.fair_share`). Beside few long
+    prompts those who generate keep their pace (`dropless.engine.long_prompts`): a long prompt gets
+    a part of the budget in some steps, and is passed over in the others. If long prompts are many,
+    or nobody generates, they leave only a part of the budget to others. When a running request
+    finds no free block, the last of the running ones is preempted, or one of an owner beyond its
+    share: it waits again, keeps its tokens and is computed anew later. The last itself just stands
+    still. So the first of all always advances, and whoever can fit alone ends some day; a long
+    prompt that is passed over, after a bounded number of steps.
 
     Steps are updated in the order in which they are scheduled, at most one of them late. Blocks may
     be given away while a step still uses them, because the device runs steps one after the other.
@@ -111,7 +89,7 @@ class Scheduler:
         self._long: set[Request] = set()  # whose prompt is long and not computed
         self._live: dict[str, Request] = {}
         self._running: list[Request] = []
-        self._waiting: list[Request] = []
+        self._waiting = FairQueue(self._max_running, step_token_budget)
         self._free_rows = list(range(self._max_running - 1, -1, -1))
         self._freed_rows: list[int] = []  # the runner has not been told of these
         self._num_steps = 0
@@ -132,10 +110,14 @@ class Scheduler:
         """How many more requests may run."""
         return len(self._free_rows)
 
+    def may_join(self, owner: str, priority: int, weight: float) -> bool:
+        """Whether this owner would be within its share of the rows with one more request."""
+        return self._waiting.may_join(owner, priority, weight)
+
     def add(self, request: Request) -> None:
         """Let a request wait for its turn. Alone in the cache it must fit."""
         self._live[request.request_id] = request
-        insort(self._waiting, request, key=_ORDER)
+        self._waiting.add(request)
         self._note_length(request)
 
     def abort(self, request_id: str) -> TokenDelta | None:
@@ -152,7 +134,7 @@ class Scheduler:
         for request in self._live.values():
             request.drop_pending()
         while self._running:
-            self._preempt_last()
+            self._preempt(self._running[-1])
         self._freed_rows = list(self._free_rows)  # what that step told the runner may be lost
         self._pace.reset()
 
@@ -178,12 +160,12 @@ class Scheduler:
         """The next step; all blocks that it needs are taken. None if there is nothing to compute:
         no request is live, or what is pending must come first."""
         self._num_steps += 1
-        plan = _Plan(self._budget)
+        plan = StepPlan(self._budget)
         self._schedule_running(plan)
         self._schedule_waiting(plan)
-        if not plan.decodes and not plan.chunks:
-            return None
-        return self._make_step(plan)
+        step = self._make_step(plan) if plan.decodes or plan.chunks else None
+        self._waiting.end_step()
+        return step
 
     def update(self, step: ScheduledStep, result: StepResult) -> list[TokenDelta]:
         """Take in the outcome of the oldest step. Returns a delta for each request that got a token
@@ -238,10 +220,12 @@ class Scheduler:
             if wanted and request.prompt_logprobs is not None:
                 request.prompt_logprobs += entries
 
-    def _schedule_running(self, plan: _Plan) -> None:
+    def _schedule_running(self, plan: StepPlan) -> None:
         longer = []
         block_size = self._cache.block_size
-        for request in self._running:  # preemption shortens it from its end
+        for request in self._running.copy():
+            if request.row == NO_ROW:  # preempted meanwhile
+                continue
             num_computed = request.num_computed
             num_pending = request.num_pending
             if len(request.token_ids) + num_pending - num_computed > 1:
@@ -252,45 +236,79 @@ class Scheduler:
                 request, 1, plan
             ):
                 plan.decodes.append(request)
-        plan.budget -= len(plan.decodes)
+        plan.budget = self._budget - len(plan.decodes)
         plan.long_budget = self._long_budget(len(plan.decodes), plan.budget)
+        waiting = self._waiting
+        if waiting.is_shared:
+            longer.sort(key=waiting.turn)
         for request in longer:
-            if request.row == NO_ROW:  # preempted meanwhile
+            if request.row != NO_ROW:
+                plan.promise(request, self._cache.num_missing(request))
+        for request in longer:
+            if waiting.is_shared:
+                self._schedule_waiting(plan, waiting.turn(request))
+            if request.row == NO_ROW:
                 continue
             wanted = self._wanted(request, plan)
             granted = self._make_room(request, wanted, plan) if wanted else 0
             if granted:
                 self._add_chunk(request, granted, plan)
-            plan.promised_blocks += self._cache.num_missing(request)
 
-    def _schedule_waiting(self, plan: _Plan) -> None:
-        """Start waiting requests in order. Who finds no blocks is not passed over, or it might wait
-        forever; a long prompt is while it must stand still. Who was preempted in this step may
-        start again in it, if others have the same prefix; but no one whose pending token must come
-        along."""
-        place = 0
-        while place < len(self._waiting) and self._free_rows and plan.budget:
-            if len(self._running) >= self._budget:  # which was larger once
-                return
-            request = self._waiting[place]
-            if request.num_pending:
+    def _schedule_waiting(self, plan: StepPlan, before: Turn | None = None) -> None:
+        """Start waiting requests in order, those whose turn is `before` another's. Who finds no
+        blocks is not passed over, or it might wait forever; a long prompt is while it must stand
+        still. Who was preempted in this step may start again in it, if others have the same prefix;
+        but no one whose pending token must come along."""
+        waiting = self._waiting
+        while (plan.budget or waiting.is_shared) and (request := waiting.first()) is not None:
+            if request.num_pending or (before is not None and waiting.turn(request) >= before):
                 return
             if plan.long_budget or request not in self._long:
                 self._note_length(request)  # its beginning may be known by now, or no longer
             if not plan.long_budget and request in self._long:
-                place += 1
+                waiting.pass_over()
                 continue
-            # Leave the others what their prompts need, and a block each to grow into, or they would
-            # preempt it soon.
-            if not self._cache.start(request, len(self._running) + plan.promised_blocks):
+            if not self._wanted(request, plan) or not self._start(request, plan):
                 return
-            del self._waiting[place]
+            waiting.take()
             insort(self._running, request, key=_ORDER)
             if request.scheduled_time == 0.0:
                 self._count_start(request)
             plan.new_requests.append(request.start(self._free_rows.pop(), self._num_steps))
             self._add_chunk(request, self._cache.grow(request, self._wanted(request, plan)), plan)
-            plan.promised_blocks += self._cache.num_missing(request)
+
+    def _start(self, request: Request, plan: StepPlan) -> bool:
+        """Give a waiting request its known prefix, if there is a row for it and blocks. Others are
+        left what their prompts need, and a block each to grow into, or they would preempt it soon.
+        """
+        reserve = len(self._running) + plan.promised_blocks
+        has_row = self._free_rows and len(self._running) < self._budget  # which was larger once
+        if has_row and self._cache.start(request, reserve):
+            return True
+        if not self._waiting.is_shared or request.has_displaced:
+            return False
+        victims = self._victims(request, reserve)
+        for victim in victims:
+            self._preempt(victim, plan)
+        request.has_displaced = bool(victims)
+        reserve = len(self._running) + plan.promised_blocks
+        return request.has_displaced and self._cache.start(request, reserve)
+
+    def _victims(self, request: Request, reserve: int) -> list[Request]:
+        """Whom to preempt so that a waiting request can start; none if they would not do."""
+        others = [other for other in self._running if other.started_in < self._num_steps]
+        needed = self._cache.num_needed(request)
+        lacking = reserve + needed - self._cache.num_free
+        victims: list[Request] = []
+        if lacking <= 0:
+            one_row = self._waiting.for_start(request, others, lambda _: 1, 1)
+            return list(itertools.islice(one_row, 1))
+        for victim in self._waiting.for_start(request, others, self._cache.num_own, needed):
+            victims.append(victim)
+            lacking -= self._cache.num_own(victim) + 1  # none is left for it to grow into
+            if lacking <= 0:
+                return victims
+        return []
 
     def _long_budget(self, num_decodes: int, budget: int) -> int:
         """How many of the `budget` tokens left beside so many decodes long prompts may have."""
@@ -300,15 +318,42 @@ class Scheduler:
         has_others = len(self._live) > len(self._long) + num_decodes
         return max(1, budget - part) if has_others else budget
 
-    def _wanted(self, request: Request, plan: _Plan) -> int:
-        """How many of its tokens the step has room for."""
+    def _wanted(self, request: Request, plan: StepPlan) -> int:
+        """How many of its tokens the step has room for. Beside a prompt of an owner within its
+        share there is none for those who are not: its first token comes as soon as it can. And it
+        has its part of the budget at least, while requests of others that generate stand still."""
+        wanted = len(request.token_ids) - request.num_computed
         room = plan.budget
+        if self._waiting.is_shared:
+            is_within = self._waiting.is_within(request.share)
+            if not is_within and plan.is_quiet(request):
+                return 0
+            if is_within and room < wanted:
+                part = self._waiting.part_of(request, self._budget)
+                room = max(room, min(part, room + len(self._standing_still(request, plan))))
         if request in self._long:
             room = min(room, plan.long_budget)
-        return min(room, len(request.token_ids) - request.num_computed)
+        return min(room, wanted)
 
-    def _add_chunk(self, request: Request, num_tokens: int, plan: _Plan) -> None:
+    def _standing_still(self, request: Request, plan: StepPlan) -> list[Request]:
+        """Of those in the step who generate, whoever may be left out of it for a prompt."""
+        return [
+            other
+            for other in plan.decodes
+            if other.order[0] >= request.order[0]
+            and other.started_in < self._num_steps
+            and not self._waiting.is_within(other.share)
+        ]
+
+    def _add_chunk(self, request: Request, num_tokens: int, plan: StepPlan) -> None:
         plan.add(request, num_tokens)
+        plan.promise(request, self._cache.num_missing(request))
+        if self._waiting.is_shared:
+            self._waiting.charge(request, num_tokens)
+            if self._waiting.is_within(request.share):
+                plan.keep_quiet(request)
+            if plan.budget < 0:
+                plan.leave_out(self._standing_still(request, plan)[plan.budget :])
         if request in self._long:
             plan.long_budget -= num_tokens
             plan.has_long_prompt = True
@@ -331,21 +376,24 @@ class Scheduler:
         self.counters.prompt_tokens += request.num_prompt_tokens
         self.counters.prefix_hit_tokens += request.num_computed
 
-    def _make_room(self, request: Request, num_tokens: int, plan: _Plan) -> int:
+    def _make_room(self, request: Request, num_tokens: int, plan: StepPlan) -> int:
         """How many of its next `num_tokens` a running request can compute. Others are preempted
-        only to make that more than none, and only those behind it."""
+        only to make that more than none."""
         while True:
             granted = self._cache.grow(request, num_tokens)
-            last = self._running[-1]
-            if granted or last is request:
+            if granted:
                 return granted
-            plan.remove(last)
-            self._preempt_last()
+            victim = self._waiting.for_growth(request, self._running, self._cache.num_own)
+            if victim is request:
+                return 0
+            self._preempt(victim, plan)
 
-    def _preempt_last(self) -> None:
-        request = self._running.pop()
+    def _preempt(self, request: Request, plan: StepPlan | None = None) -> None:
+        if plan is not None:
+            plan.remove(request)
+        del self._running[bisect_left(self._running, request.order, key=_ORDER)]
         self._release(request)
-        insort(self._waiting, request, key=_ORDER)
+        self._waiting.put_back(request)
         self._note_length(request)
         self.counters.preemptions += 1
 
@@ -354,9 +402,10 @@ class Scheduler:
         del self._live[request.request_id]
         self._long.discard(request)
         self.counters.finished_requests += 1
-        queue = self._waiting if request.row == NO_ROW else self._running
-        del queue[bisect_left(queue, request.order, key=_ORDER)]
-        if request.row != NO_ROW:
+        is_running = request.row != NO_ROW
+        self._waiting.discard(request, was_running=is_running)
+        if is_running:
+            del self._running[bisect_left(self._running, request.order, key=_ORDER)]
             self._release(request)
 
     def _release(self, request: Request) -> None:
@@ -365,9 +414,12 @@ class Scheduler:
         self._cache.release(request)
         request.reset()
 
-    def _make_step(self, plan: _Plan) -> ScheduledStep:
+    def _make_step(self, plan: StepPlan) -> ScheduledStep:
         requests = [*plan.decodes, *plan.chunks]
         num_tokens = [1] * len(plan.decodes) + list(plan.chunks.values())
+        if self._waiting.is_shared:
+            for request in plan.decodes:
+                self._waiting.charge(request, 1)
         num_computed = [request.num_computed for request in requests]
         step = StepInput(
             rows=[request.row for request in requests],
