@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import tempfile
 import threading
 from collections.abc import Coroutine, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import uvicorn
@@ -15,14 +15,10 @@ import uvicorn
 from dropless.server.app import create_app
 from dropless.server.call import Call
 from dropless.server.configuration.settings import Configuration
-from dropless.server.endpoints.manager import EndpointManager
-from dropless.server.endpoints.registry import EndpointRegistry
 from dropless.server.gateway import Gateway
-from dropless.server.identity.gatekeeper import Gatekeeper
-from dropless.server.identity.settings import IdentitySettings
 from dropless.server.limits import HttpLimits
 from dropless.server.listener import listen, url
-from dropless.server.traffic import Traffic
+from dropless.server.parts import Parts
 
 T = TypeVar("T")
 
@@ -37,6 +33,9 @@ class Recorder:
 
     def began(self, call: Call) -> None:
         self.begun.append(call)
+
+    def accepted(self, call: Call) -> None:
+        pass
 
     def ended(self, call: Call) -> None:
         with self._more:
@@ -68,35 +67,34 @@ class InProcess:
 @contextlib.contextmanager
 def serving(endpoints: list[dict[str, Any]], **gateway: Any) -> Iterator[InProcess]:
     """`gateway` are further arguments of Gateway."""
-    configuration = Configuration.model_validate({"endpoints": endpoints}, strict=False)
+    folder = tempfile.TemporaryDirectory(prefix="dropless-test-")
+    given = {"data": folder.name, "endpoints": endpoints}
+    configuration = Configuration.model_validate(given, strict=False)
     listener = listen("127.0.0.1", 0)
     recorder = Recorder()
     started: list[InProcess] = []
     ready = threading.Event()
 
     async def run() -> None:
-        registry = EndpointRegistry(configuration.endpoints)
-        # Nobody makes a store there: the server is open.
-        gatekeeper = Gatekeeper(IdentitySettings(), Path("/nonexistent"), "127.0.0.1")
-        made = Gateway(
-            registry,
+        parts = Parts(configuration, "127.0.0.1", None)
+        made = parts.gateway = Gateway(
+            parts.registry,
             HttpLimits(),
             observers=[recorder],
-            owner_of=gatekeeper.secret.cache_owner,
+            owner_of=parts.gatekeeper.secret.cache_owner,
             **gateway,
         )
-        manager = EndpointManager(registry, configuration, None, None)
-        app = create_app(made, manager, Traffic(), gatekeeper, configuration.server)
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, ws="none"))
+        config = uvicorn.Config(create_app(parts), lifespan="off", log_config=None, ws="none")
+        server = uvicorn.Server(config)
         stop.append(server)
         try:
-            await registry.start()
-            started.append(InProcess(url(listener), asyncio.get_running_loop(), made, recorder))
-            ready.set()
-            await server.serve(sockets=[listener])
+            async with parts.open():
+                await parts.registry.start()
+                started.append(InProcess(url(listener), asyncio.get_running_loop(), made, recorder))
+                ready.set()
+                await server.serve(sockets=[listener])
         finally:
             ready.set()
-            await registry.stop()
 
     stop: list[uvicorn.Server] = []
     thread = threading.Thread(target=asyncio.run, args=(run(),))
@@ -110,3 +108,4 @@ def serving(endpoints: list[dict[str, Any]], **gateway: Any) -> Iterator[InProce
             server.should_exit = True
         thread.join()
         listener.close()
+        folder.cleanup()
