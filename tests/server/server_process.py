@@ -36,7 +36,8 @@ class ServerProcess:
 
     def __init__(self, folder: Path, *, port: int = 0, **options: Any) -> None:
         """`options` are fields of EngineConfig, `limits` those of HttpLimits, and `builder` makes
-        another engine than the real one. `file`, of a configuration, stands in place of all."""
+        another engine than the real one. `file`, of a configuration, or `configuration` itself
+        stands in place of all."""
         arguments = [str(folder), json.dumps({"port": port, **options})]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.server.server_process", *arguments],
@@ -131,6 +132,10 @@ def _main(folder: str, options: dict[str, Any]) -> None:
     file = options.pop("file", None)
     if file is not None:
         serve(load(Path(file)), listener, Path(file))
+        return
+    whole = options.pop("configuration", None)
+    if whole is not None:
+        serve(Configuration.model_validate_json(json.dumps(whole)), listener)
         return
     with tempfile.TemporaryDirectory() as data:  # never the one of whoever runs the tests
         document = {
