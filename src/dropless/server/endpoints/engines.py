@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from dropless.checkpoints.resolve import resolve
@@ -55,6 +56,7 @@ class EnginePool:
 
     def __init__(self) -> None:
         self._shared: dict[EngineConfig, _Shared] = {}
+        self._stopping: set[asyncio.Task[None]] = set()
 
     @property
     def engines(self) -> list[ModelEngine]:
@@ -76,9 +78,12 @@ class EnginePool:
         return shared.engine
 
     async def release(self, engine: ModelEngine) -> None:
-        """Stops the engine if nobody else holds it."""
+        """Stops the engine if nobody else holds it, whether or not the caller is cancelled."""
         if self.drop(engine):
-            await engine.client.stop()
+            stopping = asyncio.create_task(engine.client.stop())
+            self._stopping.add(stopping)
+            stopping.add_done_callback(self._stopping.discard)
+            await asyncio.shield(stopping)
 
     def drop(self, engine: ModelEngine) -> bool:
         """Hold it no more. True if nobody does: the caller stops it if it was started."""
@@ -90,5 +95,8 @@ class EnginePool:
         return True
 
     async def stop(self) -> None:
+        """Ends every engine process."""
         for engine in self.engines:
             await engine.client.stop()
+        if self._stopping:
+            await asyncio.wait(self._stopping)

@@ -1,0 +1,42 @@
+"""Endpoints kept over restarts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dropless.errors import SettingsError
+from dropless.server.configuration.endpoint_settings import EndpointSettings, ServedEntitySettings
+from dropless.server.configuration.settings import Configuration
+from dropless.server.endpoints.store import EndpointStore
+
+
+def endpoint(name: str) -> EndpointSettings:
+    return EndpointSettings(name=name, served_entities=(ServedEntitySettings(model="m"),))
+
+
+def test_what_is_kept_is_found_again(tmp_path: Path) -> None:
+    path = tmp_path / "not" / "there" / "endpoints.json"
+    store = EndpointStore(path)
+    assert store.endpoints == {}
+    store.keep({"a": endpoint("a"), "b": endpoint("b")})
+    store.keep({"a": None, "c": endpoint("c"), "d": None})
+    assert EndpointStore(path).endpoints == {"b": endpoint("b"), "c": endpoint("c")}
+    assert [file.name for file in path.parent.iterdir()] == ["endpoints.json"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"endpoints": [{"name": "a"}]}', "\xff"])
+def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "endpoints.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(SettingsError, match=str(path)):
+        EndpointStore(path)
+
+
+def test_an_endpoint_has_one_owner(tmp_path: Path) -> None:
+    store = EndpointStore(tmp_path / "endpoints.json")
+    store.keep({"a": endpoint("a")})
+    store.check_apart(Configuration(endpoints=(endpoint("b"),)))
+    with pytest.raises(SettingsError, match="'a' was made through the API"):
+        store.check_apart(Configuration(endpoints=(endpoint("a"),)))
