@@ -19,6 +19,7 @@ from dropless.server.call import Call
 from tests.server.in_process import InProcess, serving
 from tests.server.server_process import tiny_endpoint
 
+SYSTEM = "Answer in one word."
 USER = [{"role": "user", "content": "hi"}]
 HTTP = httpx.Client(timeout=60)
 
@@ -29,6 +30,7 @@ def server(model_folder: Path) -> Iterator[InProcess]:
     one, two = tiny_endpoint(str(model_folder), "one"), tiny_endpoint(str(model_folder), "org/two")
     one["served_entities"][0]["engine"]["deterministic"] = True
     two["served_entities"][0]["engine"]["seed"] = 5
+    two["system_prompt"] = SYSTEM
     routes = [
         {"served_entity_name": "one", "traffic_percentage": 50},
         {"served_entity_name": "org/two", "traffic_percentage": 50},
@@ -228,6 +230,77 @@ def test_a_client_that_leaves_before_its_body_is_whole(server: InProcess) -> Non
         )
     call = the_call(server)
     assert (call.status_code, call.endpoint, call.response_body) == (499, "", None)
+
+
+def told(server: InProcess, **body: Any) -> tuple[str, int]:
+    """The answer's text, and how many tokens the model saw."""
+    asked = {"max_tokens": 6, **body}
+    answer = post(server, f"/serving-endpoints/{asked.pop('to', 'one')}/invocations", **asked)
+    assert answer.status_code == 200, answer.text
+    choice, usage = answer.json()["choices"][0], answer.json()["usage"]
+    return choice.get("text") or choice["message"]["content"], usage["prompt_tokens"]
+
+
+def test_a_callers_system_message_replaces_the_endpoints(server: InProcess) -> None:
+    own = {"role": "system", "content": SYSTEM}
+    assert told(server, to="org/two", messages=USER) == told(
+        server, to="org/two", messages=[own, *USER]
+    )
+    brief = {"role": "system", "content": "a"}
+    assert (
+        told(server, to="org/two", messages=[brief, *USER])[1]
+        < told(server, to="org/two", messages=USER)[1]
+    )
+    assert told(server, messages=USER)[1] < told(server, messages=[own, *USER])[1]
+
+
+@pytest.mark.parametrize("to", ["one", "org/two"])
+def test_a_prompt_that_is_not_raw_is_a_chat(server: InProcess, to: str) -> None:
+    chat = told(server, to=to, messages=USER)
+    assert told(server, to=to, prompt="hi", use_raw_prompt=False) == chat
+    raw = told(server, to=to, prompt="hi")
+    assert told(server, to=to, prompt="hi", use_raw_prompt=True) == raw
+    assert raw[1] < chat[1]
+
+
+def test_a_prompt_that_is_too_long_is_truncated_if_asked(server: InProcess) -> None:
+    prompt = [5 + i % 200 for i in range(3000)]
+    refused = post(server, "/v1/completions", model="one", prompt=prompt, max_tokens=48)
+    assert "3000 tokens" in refused.json()["error"]["message"]
+    truncated = told(server, prompt=prompt, max_tokens=48, error_behavior="truncate")
+    assert truncated == told(server, prompt=prompt[-2000:], max_tokens=48)
+    assert truncated[1] == 2000
+    short = told(server, prompt=prompt[:9], error_behavior="truncate")
+    assert short == told(server, prompt=prompt[:9])
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"use_raw_prompt": False, "echo": True}, "echo"),
+        ({"use_raw_prompt": False, "error_behavior": "truncate"}, "error_behavior"),
+        ({"use_raw_prompt": False, "prompt": [1, 2]}, "prompt"),
+        ({"use_raw_prompt": False, "suffix": "a"}, "suffix"),
+        ({"suffix": "a", "echo": True}, "echo"),
+        ({"suffix": "a"}, "suffix"),
+        ({"error_behavior": "truncate", "echo": True}, "error_behavior"),
+        ({"error_behavior": "ignore"}, "error_behavior"),
+        ({"client_request_id": 3}, "client_request_id"),
+        ({"usage_context": {"a": 1}}, "usage_context.a"),
+    ],
+)
+def test_fields_that_contradict_each_other(
+    server: InProcess, fields: dict[str, Any], param: str
+) -> None:
+    response = post(server, "/v1/completions", **{"model": "one", "prompt": "hi", **fields})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+
+
+def test_what_the_caller_says_of_a_call_is_recorded(server: InProcess) -> None:
+    told(server, prompt="hi", client_request_id="mine", usage_context={"project": "p"})
+    call = the_call(server)
+    assert (call.client_request_id, call.usage_context) == ("mine", {"project": "p"})
 
 
 def test_calls_go_to_both_entities_as_the_shares_say(server: InProcess) -> None:

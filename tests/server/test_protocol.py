@@ -209,7 +209,7 @@ def test_choices_out_of_range(n: int) -> None:
     ("fields", "param"),
     [
         ({"best_of": 3}, "best_of"),
-        ({"suffix": "end"}, "suffix"),
+        ({"suffix": "end", "echo": True}, "echo"),
         ({"prompt": ["a"] * 600, "n": 2}, "prompt"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"n": 129}, "n"),

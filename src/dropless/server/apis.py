@@ -10,6 +10,7 @@ from dropless.server.answer import Answer, Envelope
 from dropless.server.call import Call
 from dropless.server.chat_answer import ChatAnswer
 from dropless.server.completion_answer import CompletionAnswer
+from dropless.server.endpoints.endpoint import Endpoint
 from dropless.server.endpoints.engines import ModelEngine
 from dropless.server.generation import Generation, make_generation
 from dropless.server.prompts import check_prompt
@@ -42,7 +43,9 @@ class GenerationApi(ABC, Generic[B]):
         return kind.model_validate_json(raw)
 
     @abstractmethod
-    async def answer(self, call: Call, engine: ModelEngine, body: B, owner: str) -> Answer[Any]:
+    async def answer(
+        self, call: Call, endpoint: Endpoint, engine: ModelEngine, body: B, owner: str
+    ) -> Answer[Any]:
         """The answer of this engine, not begun yet.
 
         Raises:
@@ -56,12 +59,15 @@ class ChatApi(GenerationApi[ChatBody]):
     named_body = NamedChatBody
 
     async def answer(
-        self, call: Call, engine: ModelEngine, body: ChatBody, owner: str
+        self, call: Call, endpoint: Endpoint, engine: ModelEngine, body: ChatBody, owner: str
     ) -> Answer[Any]:
         engine.ready()
         params = body.sampling_params()
         n = body.choices(MAX_CHAT_CHOICES)
-        prompt = await engine.encoder.chat(body.template_messages())
+        messages = body.template_messages()
+        if messages[0]["role"] != "system":
+            messages = [*_system(endpoint), *messages]
+        prompt = await engine.encoder.chat(messages)
         generation = _generation(call, engine, [prompt], params, n, owner, param="messages")
         envelope = _envelope(call, body, "chatcmpl")
         return ChatAnswer(generation, envelope, engine.names, logprobs=bool(body.logprobs))
@@ -72,14 +78,17 @@ class CompletionApi(GenerationApi[CompletionBody]):
     named_body = NamedCompletionBody
 
     async def answer(
-        self, call: Call, engine: ModelEngine, body: CompletionBody, owner: str
+        self, call: Call, endpoint: Endpoint, engine: ModelEngine, body: CompletionBody, owner: str
     ) -> Answer[Any]:
-        engine.ready()
         params = body.sampling_params()
         n = body.choices(MAX_COMPLETION_CHOICES)
-        prompts = await engine.encoder.completion(body.prompts)
+        prompts = await _prompts(endpoint, engine, body)
+        continues = body.use_raw_prompt is not False
+        generation = _generation(
+            call, engine, prompts, params, n, owner, param="prompt", continues_text=continues
+        )
         return CompletionAnswer(
-            _generation(call, engine, prompts, params, n, owner, param="prompt"),
+            generation,
             _envelope(call, body, "cmpl"),
             engine.names,
             logprobs=body.logprobs,
@@ -87,6 +96,29 @@ class CompletionApi(GenerationApi[CompletionBody]):
             prompt_only=body.prompt_only,
             prompt_logprobs=body.prompt_logprobs is not None,
         )
+
+
+def _system(endpoint: Endpoint) -> list[dict[str, str]]:
+    """The endpoint's own system message, if it has one."""
+    prompt = endpoint.settings.system_prompt
+    return [] if prompt is None else [{"role": "system", "content": prompt}]
+
+
+async def _prompts(
+    endpoint: Endpoint, engine: ModelEngine, body: CompletionBody
+) -> list[list[int]]:
+    """What the model sees for each prompt."""
+    max_model_len = engine.ready().max_model_len
+    texts = [prompt for prompt in body.prompts if isinstance(prompt, str)]
+    if body.suffix:
+        return await engine.encoder.infill(texts, body.suffix)
+    if body.use_raw_prompt is False:
+        return await engine.encoder.instructed(texts, _system(endpoint))
+    prompts = await engine.encoder.completion(body.prompts)
+    if not body.truncates:
+        return prompts
+    room = max_model_len - (body.sampling_params().max_tokens or 1)
+    return [engine.encoder.truncated(prompt, room) for prompt in prompts]
 
 
 def _generation(
@@ -98,6 +130,7 @@ def _generation(
     owner: str,
     *,
     param: str,
+    continues_text: bool = False,
 ) -> Generation:
     ready = engine.ready()
     for token_ids in prompts:
@@ -117,7 +150,7 @@ def _generation(
         request_id=call.request_id,
         arrival_time=call.arrival_time,
         owner=owner,
-        continues_text=param == "prompt",
+        continues_text=continues_text,
     )
 
 

@@ -141,6 +141,8 @@ class Gateway:
             raise InvalidRequestError(f"{call.api} are not served here")
         body = protocol.read(raw, named=name is not None)
         call.endpoint = name or body.model
+        call.client_request_id = body.client_request_id
+        call.usage_context = body.usage_context or {}
         principal = scope_principal(request.scope)
         endpoint = self.endpoint(principal, call.endpoint, "CAN_QUERY")
         for observer in self._observers:

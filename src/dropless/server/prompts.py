@@ -10,6 +10,7 @@ from typing import TypeVar
 from dropless.errors import ContextLengthError, InvalidRequestError
 from dropless.server.protocol import Prompt
 from dropless.text.chat_template import ChatTemplate
+from dropless.text.infill import infill_prompt
 from dropless.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -36,6 +37,31 @@ class PromptEncoder:
         """Texts get a beginning-of-text token if the model is used to one; ids stay as they are."""
         size = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
         return await self._run(size, lambda: [self._encode(prompt) for prompt in prompts])
+
+    async def instructed(
+        self, prompts: Sequence[str], system: Sequence[Mapping[str, str]]
+    ) -> list[list[int]]:
+        """Each prompt as what a user says in a chat of its own. Raises ChatTemplateError."""
+        size = sum(len(prompt) for prompt in prompts)
+        chats = [[*system, {"role": "user", "content": prompt}] for prompt in prompts]
+        return await self._run(size, lambda: [self._template.render(chat) for chat in chats])
+
+    async def infill(self, prompts: Sequence[str], suffix: str) -> list[list[int]]:
+        """Each prompt with a gap before the suffix. Raises InvalidRequestError."""
+        size = sum(len(prompt) + len(suffix) for prompt in prompts)
+        tokenizer = self._tokenizer
+        return await self._run(
+            size, lambda: [infill_prompt(tokenizer, prompt, suffix) for prompt in prompts]
+        )
+
+    def truncated(self, token_ids: list[int], room: int) -> list[int]:
+        """The end of a prompt that is longer than `room` tokens, behind the beginning-of-text
+        token if it has one."""
+        if len(token_ids) <= room or room < 2:
+            return token_ids
+        if token_ids[0] == self._tokenizer.bos_token_id:
+            return [token_ids[0], *token_ids[1 - room :]]
+        return token_ids[-room:]
 
     def prompt_texts(self, prompts: Sequence[Prompt]) -> list[str]:
         """The prompts as text, for `echo`."""

@@ -86,6 +86,8 @@ class GenerationBody(_Body):
     prompt_logprobs: int | None = None
     structured_outputs: StructuredOutputs | None = None
     include_timings: bool | None = None  # adds `timings` to the answer, or to its last chunk
+    client_request_id: str | None = None  # recorded with the call, as the next
+    usage_context: dict[str, str] | None = None
 
     @model_validator(mode="after")
     def _check_fields(self) -> GenerationBody:
@@ -321,6 +323,30 @@ class CompletionBody(GenerationBody):
     echo: bool | None = None
     logprobs: int | None = None
     best_of: int | None = None
+    suffix: str | None = None
+    use_raw_prompt: bool | None = None  # false: the prompt is what a user says in a chat
+    error_behavior: Literal["error", "truncate"] | None = None  # for prompts that are too long
+
+    @model_validator(mode="after")
+    def _check_prompts(self) -> CompletionBody:
+        if not self.makes_prompts:
+            return self
+        which = "suffix" if self.suffix else "use_raw_prompt false"
+        if self.suffix and self.use_raw_prompt is False:
+            raise InvalidRequestError(
+                "suffix needs the prompt as it is; leave out use_raw_prompt", param="suffix"
+            )
+        if self.echo or self.truncates:
+            raise InvalidRequestError(
+                f"{which} makes the prompt longer than what was sent; leave out "
+                f"{'echo' if self.echo else 'error_behavior'}",
+                param="echo" if self.echo else "error_behavior",
+            )
+        if not all(isinstance(prompt, str) for prompt in self.prompt):
+            raise InvalidRequestError(
+                f"{which} needs prompts that are text, not token ids", param="prompt"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_choices(self) -> CompletionBody:
@@ -337,6 +363,11 @@ class CompletionBody(GenerationBody):
                 "the request",
                 param="prompt",
             )
+        if self.echo and self.truncates:
+            raise InvalidRequestError(
+                "echo gives the whole prompt back; leave out error_behavior truncate",
+                param="error_behavior",
+            )
         if self.max_tokens == 0 and not self.echo:
             raise InvalidRequestError(
                 "max_tokens is 0; without echo it must be at least 1", param="max_tokens"
@@ -346,6 +377,16 @@ class CompletionBody(GenerationBody):
     @property
     def prompts(self) -> list[Prompt]:
         return self.prompt
+
+    @property
+    def makes_prompts(self) -> bool:
+        """Whether the model sees more than the prompts as they are."""
+        return bool(self.suffix) or self.use_raw_prompt is False
+
+    @property
+    def truncates(self) -> bool:
+        """Whether the beginning of a prompt that is too long is left out."""
+        return self.error_behavior == "truncate"
 
     @property
     def prompt_only(self) -> bool:

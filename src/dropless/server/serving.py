@@ -90,7 +90,7 @@ class Serving:
 
     async def _prepare(self, entity: ServedEntity) -> Answer[Any]:
         """The entity's answer, not begun yet. The first one's is what the call is admitted by."""
-        answer = await self._protocol.answer(self._call, entity.engine, self._body, self._owner)
+        answer = await self._answer_of(entity)
         if self._admitted:
             return answer
         self._admitted = True
@@ -107,7 +107,12 @@ class Serving:
         if judged is self._body:
             return answer
         self._body = judged
-        return await self._protocol.answer(self._call, entity.engine, judged, self._owner)
+        return await self._answer_of(entity)
+
+    async def _answer_of(self, entity: ServedEntity) -> Answer[Any]:
+        return await self._protocol.answer(
+            self._call, self._endpoint, entity.engine, self._body, self._owner
+        )
 
     def _end(self) -> None:
         answer, call = self._answer, self._call

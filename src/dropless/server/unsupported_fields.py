@@ -10,7 +10,6 @@ from dropless.errors import InvalidRequestError
 # They tell the provider about the caller, or how to run, but cannot change what is answered.
 _HARMLESS = frozenset(
     {
-        "client_request_id",
         "metadata",
         "parallel_tool_calls",
         "prediction",
@@ -20,7 +19,6 @@ _HARMLESS = frozenset(
         "safety_identifier",
         "service_tier",
         "store",
-        "usage_context",
         "user",
     }
 )
