@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from dropless.errors import (
     DroplessError,
+    EngineDeadError,
     InvalidRequestError,
     ModelNotFoundError,
     PermissionDeniedError,
@@ -69,10 +70,13 @@ class Gateway:
 
         Raises:
             PermissionDeniedError: the principal may not do this there, whether it exists or not.
+            EngineDeadError: it is being made.
             ModelNotFoundError: there is none; the message lists those that the principal sees.
         """
         self.check_permission(principal, name, permission)
         endpoint = self.registry.get(name)
+        if endpoint is None and name in self.registry.coming:
+            raise EngineDeadError(f"the models of {name!r} are still loading", retry_after_s=1.0)
         if endpoint is None:
             seen = ", ".join(repr(e.name) for e in self.visible_to(principal)) or "none"
             raise ModelNotFoundError(

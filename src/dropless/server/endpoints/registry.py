@@ -27,6 +27,7 @@ class EndpointRegistry:
             DroplessError: a model is not found, or its tokenizer or template does not load.
         """
         self.engines = EnginePool()
+        self.coming: set[str] = set()  # names whose first version is being made
         self._endpoints = {s.name: make_endpoint(s, 1, self.engines) for s in settings}
         self._changing = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
@@ -57,23 +58,13 @@ class EndpointRegistry:
         Raises:
             DroplessError: a model does not load; everything is as it was.
         """
-        async with self._changing:
-            made: list[Endpoint] = []
-            try:
-                for name, settings in wanted.items():
-                    old = self._endpoints.get(name)
-                    if settings is not None and (old is None or old.settings != settings):
-                        made.append(await self._make(settings, old))
-            except BaseException:
-                for endpoint in made:
-                    await self._release(endpoint)
-                raise
-            gone = [self._endpoints.pop(name, None) for name, s in wanted.items() if s is None]
-            for new in made:
-                gone.append(self._endpoints.get(new.name))
-                self._endpoints[new.name] = new
-            for endpoint in filter(None, gone):
-                self._retire(endpoint)
+        coming = {name for name, s in wanted.items() if s is not None} - self._endpoints.keys()
+        self.coming |= coming
+        try:
+            async with self._changing:
+                await self._change(wanted)
+        finally:
+            self.coming -= coming
 
     async def stop(self) -> None:
         """Ends all engines, and what runs on them."""
@@ -81,6 +72,24 @@ class EndpointRegistry:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
         await self.engines.stop()
+
+    async def _change(self, wanted: Mapping[str, EndpointSettings | None]) -> None:
+        made: list[Endpoint] = []
+        try:
+            for name, settings in wanted.items():
+                old = self._endpoints.get(name)
+                if settings is not None and (old is None or old.settings != settings):
+                    made.append(await self._make(settings, old))
+        except BaseException:
+            for endpoint in made:
+                await self._release(endpoint)
+            raise
+        gone = [self._endpoints.pop(name, None) for name, s in wanted.items() if s is None]
+        for new in made:
+            gone.append(self._endpoints.get(new.name))
+            self._endpoints[new.name] = new
+        for endpoint in filter(None, gone):
+            self._retire(endpoint)
 
     async def _make(self, settings: EndpointSettings, old: Endpoint | None) -> Endpoint:
         """The next version of an endpoint, with its engines running."""
