@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 
 from fastapi import FastAPI
@@ -19,6 +20,7 @@ from dropless.server.health import health_of
 from dropless.server.identity.api import IdentityApi
 from dropless.server.identity.middleware import Identity
 from dropless.server.management.routes import Management
+from dropless.server.openapi.document import server_document
 from dropless.server.parts import Parts
 from dropless.server.playground.dashboard import Dashboard
 from dropless.server.playground.endpoint_states import endpoint_states
@@ -42,7 +44,9 @@ def create_app(parts: Parts) -> FastAPI:
     """The application around a server's parts, which the caller opens. Until an endpoint's models
     are loaded, its calls get 503 and /health says what they do."""
     gateway, gatekeeper, settings = parts.gateway, parts.gatekeeper, parts.settings
-    app = FastAPI(title="Dropless", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Dropless", version=__version__, openapi_url=None, docs_url=None, redoc_url=None
+    )
     app.router.routes += call_routes(gateway)
     app.include_router(model_routes(gateway))
     app.include_router(Management(gateway, parts.manager).router())
@@ -89,3 +93,7 @@ def _add_status_routes(app: FastAPI, gateway: Gateway, traffic: Traffic) -> None
     @app.get("/version")
     async def version() -> Response:
         return json_response({"version": __version__})
+
+    @app.get("/openapi.json")
+    async def openapi() -> Response:
+        return json_response(await asyncio.to_thread(server_document))

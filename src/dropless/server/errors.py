@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -80,6 +81,7 @@ class HttpError:
     param: str | None = None
     code: str | None = None
     retry_after_s: float | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)  # further ones
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "message", redacted(self.message))
@@ -96,10 +98,13 @@ class HttpError:
 
     def platform_body(self) -> dict[str, Any]:
         """The error object of the platform's own paths."""
-        return {"error_code": _PLATFORM_CODES[self.status], "message": self.message}
+        return {
+            "error_code": _PLATFORM_CODES.get(self.status, "BAD_REQUEST"),
+            "message": self.message,
+        }
 
     def response(self, platform: bool = False) -> Response:
-        headers = {}
+        headers = dict(self.headers)
         if self.retry_after_s is not None:
             headers["retry-after"] = str(_whole_seconds(self.retry_after_s))
         if self.status == 401:
@@ -178,7 +183,8 @@ def to_http_error(error: BaseException) -> HttpError:
             return _unavailable(str(error), "token_store_unavailable", _STORE_RETRY_S)
         case HTTPException():
             code = _HTTP_CODES.get(error.status_code)
-            return _bad_request(error.status_code, str(error.detail), None, code)
+            seen = _bad_request(error.status_code, str(error.detail), None, code)
+            return replace(seen, headers=error.headers or {})
         case EngineOverloadedError():
             return _unavailable(str(error), "overloaded", error.retry_after_s)
         case OutOfMemoryError():
@@ -203,7 +209,8 @@ async def error_response(request: Request, error: Exception) -> Response:
         error = HTTPException(
             error.status_code,
             f"{asked} is not served here; try POST /v1/chat/completions, POST /v1/completions, "
-            "GET /v1/models, GET /health or GET /version",
+            "GET /v1/models, GET /health or GET /openapi.json, which has all",
+            error.headers,
         )
     return to_http_error(error).response(is_platform_path(request.url.path))
 

@@ -23,6 +23,7 @@ from dropless.server.management.bodies import (
     with_gateway,
 )
 from dropless.server.management.documents import endpoint_document, gateway_document
+from dropless.server.openapi.document import openapi_of_endpoint
 from dropless.server.routes import json_response
 
 B = TypeVar("B", bound=BaseModel)
@@ -46,6 +47,7 @@ class Management:
             router.add_api_route(path, self.create, methods=["POST"])
         router.add_api_route(_ENDPOINT + "/config", self.put_config, methods=["PUT"])
         router.add_api_route(_ENDPOINT + "/ai-gateway", self.put_gateway, methods=["PUT"])
+        router.add_api_route(_ENDPOINT + "/openapi", self.openapi, methods=["GET"])
         router.add_api_route(_ENDPOINT, self.get, methods=["GET"])
         router.add_api_route(_ENDPOINT, self.delete, methods=["DELETE"])
         router.add_api_route("/api/2.0/config/reload", self.reload, methods=["POST"])
@@ -84,6 +86,12 @@ class Management:
         new = with_gateway(old, body)
         await self._manager.update(new)
         return json_response(gateway_document(new))
+
+    async def openapi(self, request: Request, name: str) -> Response:
+        principal = scope_principal(request.scope)
+        endpoint = self._gateway.endpoint(principal, name, "CAN_VIEW")
+        length = endpoint.max_model_len
+        return json_response(await asyncio.to_thread(openapi_of_endpoint, name, length))
 
     async def delete(self, request: Request, name: str) -> Response:
         self._principal(request, name, "CAN_MANAGE")

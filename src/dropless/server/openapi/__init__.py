@@ -1,0 +1,1 @@
+"""The OpenAPI documents: of the whole server, and of one endpoint."""
