@@ -25,6 +25,7 @@ from dropless.server.parts import Parts
 from dropless.server.playground.dashboard import Dashboard
 from dropless.server.playground.endpoint_states import endpoint_states
 from dropless.server.playground.pages import add_pages
+from dropless.server.quotas.api import quota_routes
 from dropless.server.quotas.quotas import RATE_LIMIT_HEADERS
 from dropless.server.routes import call_routes, json_response, model_routes, tell_refusals
 from dropless.server.security_headers import SecurityHeaders
@@ -49,6 +50,7 @@ def create_app(parts: Parts) -> FastAPI:
     )
     app.router.routes += call_routes(gateway)
     app.include_router(model_routes(gateway))
+    app.include_router(quota_routes(gateway))  # before the endpoints, whose names may have slashes
     app.include_router(Management(gateway, parts.manager).router())
     app.include_router(IdentityApi(gatekeeper, settings.limits).router())
     states = partial(endpoint_states, parts.registry)

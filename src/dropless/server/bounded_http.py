@@ -117,8 +117,9 @@ class _BoundedHttp(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, status: int) -> None:
-        """Say why, unless another answer is on its way, and close."""
-        if self._idle and not self.transport.is_closing():
+        """Say why, unless an answer is on its way already, and close."""
+        unanswered = self._idle or not (self.cycle.response_started or self.pipeline)
+        if unanswered and not self.transport.is_closing():
             self.transport.write(_response(status, self._why(status)))
         self.transport.close()
 

@@ -85,6 +85,7 @@ class HttpError:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "message", redacted(self.message))
+        object.__setattr__(self, "param", self.param and redacted(self.param))
 
     def body(self) -> dict[str, Any]:
         """OpenAI's error object."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from dropless.server.call import Call
 from dropless.server.endpoints.endpoint import Endpoint
@@ -36,6 +36,9 @@ class Quotas(Protocol):
         self, principal: Principal, endpoint: Endpoint, input_tokens: int, max_output_tokens: int
     ) -> Reservation:
         """Raises a DroplessError if a limit is reached."""
+
+    def usage(self, principal: Principal, endpoint: Endpoint) -> list[dict[str, Any]]:
+        """The limits that a principal is under, and what is taken of them."""
 
 
 class Guardrails(Protocol):

@@ -65,6 +65,10 @@ class Gateway:
             "completions": CompletionApi(),
         }
 
+    @property
+    def quotas(self) -> Quotas | None:
+        return self._gates.quotas
+
     def endpoint(self, principal: Principal, name: str, permission: Permission) -> Endpoint:
         """The endpoint of this name.
 
