@@ -72,6 +72,18 @@ BAD: dict[str, tuple[str, bytes, int, str | None, str]] = {
     "huge integer": (CHAT, chat(seed=10**30), 400, None, "seed is 10+"),
     "negative max_tokens": (CHAT, chat(max_tokens=-1), 400, None, "max_tokens is -1"),
     "bias for no token": (CHAT, chat(logit_bias={"99999": 1}), 400, None, "99999"),
+    "top_k that no message holds": (CHAT, chat(top_k=2**64), 400, None, "top_k is 18446744073709"),
+    "top_k that no tensor holds": (CHAT, chat(top_k=2**63), 400, None, "at most 2147483647"),
+    "min_tokens of that size": (
+        TEXT,
+        text(max_tokens=None, min_tokens=2**64),
+        400,
+        None,
+        "min_tok",
+    ),
+    "a stop token of that size": (CHAT, chat(stop_token_ids=[2**64]), 400, None, "stop_token_ids"),
+    "a bias of that size": (CHAT, chat(logit_bias={str(2**64): 1}), 400, None, "logit_bias"),
+    "a penalty next to nothing": (CHAT, chat(repetition_penalty=1e-300), 400, None, "0.01"),
     "n too large": (CHAT, chat(n=6), 400, None, "n is 6"),
     "impossible schema": (
         CHAT,

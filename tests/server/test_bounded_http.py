@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.server.identity.door import Door, standing
+from tests.server.server_process import ServerProcess
+from tests.server.tiny_model import MODEL_ID
 
 HEAD_S = 1.0
 HEAD_BYTES = 4096
@@ -179,6 +181,40 @@ def test_an_answer_is_not_cut_by_half_a_request_behind_it(door: Door) -> None:
         assert next_status(connection) == 200
 
 
+WISHES = {
+    "h2c": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+    "websocket": b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
+}
+
+
+@pytest.mark.parametrize("wish", WISHES.values(), ids=WISHES)
+@pytest.mark.parametrize("parts", [1, 2, 200])
+def test_who_would_rather_speak_another_protocol_is_answered_in_this_one(
+    door: Door, wish: bytes, parts: int
+) -> None:
+    """As Java's client asks with its first request, body and all."""
+    body = b'{"model": "nothing", "prompt": "hi"}'
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n" + wish
+    sent = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    size = -(-len(sent) // parts)
+    with connected(door) as connection:
+        for at in range(0, len(sent), size):
+            connection.sendall(sent[at : at + size])
+            time.sleep(0.001)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        assert "'nothing' is not served" in response.read().decode()
+        connection.sendall(GOOD)
+        assert next_status(connection) == 200
+
+
+def test_no_tunnels(door: Door) -> None:
+    with connected(door) as connection:
+        connection.sendall(b"CONNECT localhost:22 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        status, _ = answer(connection)
+    assert status == 400
+
+
 SMUGGLED = {
     "both lengths": b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "two lengths": b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n12345",
@@ -200,6 +236,22 @@ def test_what_two_parsers_could_read_in_two_ways_is_refused(door: Door, name: st
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n" + SMUGGLED[name])
         status, _ = answer(connection)
     assert status == 400
+
+
+def test_a_client_that_leaves_with_a_second_request_behind_the_first(
+    server: ServerProcess,
+) -> None:
+    """The first, which is being answered, ends at once."""
+    asked = {"model": MODEL_ID, "prompt": "hi", "max_tokens": 1900, "ignore_eos": True}
+    content = json.dumps({**asked, "stream": True}).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+    one = head + b"Content-Length: %d\r\n\r\n" % len(content) + content
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(one + one)
+        connection.recv(1)
+        server.wait_until_running()
+    assert server.wait_until_idle(5.0)["running"] == 0
+    assert "Traceback" not in "".join(server.errors)
 
 
 def test_after_all_that_it_serves(door: Door) -> None:

@@ -14,6 +14,8 @@ GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_LOGIT_BIAS = 1024
+MAX_WHOLE = 2**31 - 1
+MIN_REPETITION_PENALTY = 0.01  # logits are divided by it, and have to stay finite
 
 
 class GrammarSpec(msgspec.Struct, frozen=True):
@@ -59,11 +61,13 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
         _in_range("min_p", self.min_p, 0.0, 1.0)
         _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _in_range("repetition_penalty", self.repetition_penalty, 0.0, 10.0, above=True)
-        _at_least("top_k", self.top_k, 0)
-        _at_least("min_tokens", self.min_tokens, 0)
+        _in_range("repetition_penalty", self.repetition_penalty, MIN_REPETITION_PENALTY, 10.0)
+        _whole("top_k", self.top_k, 0)
+        _whole("min_tokens", self.min_tokens, 0)
+        for token_id in self.stop_token_ids:
+            _whole("stop_token_ids", token_id, 0)
         if self.max_tokens is not None:
-            _at_least("max_tokens", self.max_tokens, 1)
+            _whole("max_tokens", self.max_tokens, 1)
             if self.min_tokens > self.max_tokens:
                 raise InvalidRequestError(
                     f"min_tokens is {self.min_tokens}, above max_tokens {self.max_tokens}; "
@@ -83,7 +87,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
                 param="logit_bias",
             )
         for token_id, bias in self.logit_bias.items():
-            _at_least("logit_bias", token_id, 0)
+            _whole("logit_bias", token_id, 0)
             _in_range(f"logit_bias[{token_id}]", bias, -100.0, 100.0)
         if len(self.stop) > MAX_STOP_STRINGS:
             raise InvalidRequestError(
@@ -120,6 +124,9 @@ def _in_range(name: str, value: float, low: float, high: float, *, above: bool =
     )
 
 
-def _at_least(name: str, value: int, low: int) -> None:
+def _whole(name: str, value: int, low: int) -> None:
+    """A count or a token id: what a message and a tensor have room for."""
     if value < low:
         raise InvalidRequestError(f"{name} is {value}; it must be at least {low}", param=name)
+    if value > MAX_WHOLE:
+        raise InvalidRequestError(f"{name} is {value}; it must be at most {MAX_WHOLE}", param=name)

@@ -7,11 +7,18 @@ their one timeout, for idle connections, ends with any byte that arrives.
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import ClassVar
 
+import httptools
 import msgspec
 from starlette.exceptions import HTTPException
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from dropless.server.errors import to_http_error
 from dropless.server.limits import HttpLimits
@@ -19,6 +26,7 @@ from dropless.server.limits import HttpLimits
 # For the rest of a body that nobody wants any more: long enough that the client reads the answer,
 # and does not see its connection reset while it writes.
 _LINGER_S = 2.0
+_OF_UPGRADES = (b"connection", b"upgrade", b"http2-settings")
 
 
 def bounded_http(limits: HttpLimits) -> type[HttpToolsProtocol]:
@@ -32,13 +40,15 @@ class _HeadTooLargeError(Exception):
 
 class _BoundedHttp(HttpToolsProtocol):
     """A connection that is not answering a request has a deadline: by then the next request's
-    headers are complete, or it is closed."""
+    headers are complete, or it is closed. When it ends, whoever is answering is told."""
 
     limits: ClassVar[HttpLimits]
 
+    _running: RequestResponseCycle | None = None
     _deadline: asyncio.TimerHandle | None = None
     _receiving = False  # a request has begun, and its body is not complete
     _in_head = False  # nor are its headers
+    _data = b""  # what came last
     _head_arrived = 0  # bytes that came since the head began: what the parser may hold of it
     _head_parsed = 0  # bytes of the request's target, headers and trailers
 
@@ -49,14 +59,24 @@ class _BoundedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_deadline()
         super().connection_lost(exc)
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         if self._deadline is None and self._idle:
             self._close_after(self.limits.head_timeout_s)
         self._head_arrived = self._head_arrived + len(data) if self._in_head else 0
+        self._data = data
         super().data_received(data)
         if self._in_head and self._head_arrived > self.limits.max_head_bytes:
             self._refuse(431)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """uvicorn itself knows the latest request only. With others behind it, the one that is
+        being answered would not be told when the client leaves."""
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -74,11 +94,31 @@ class _BoundedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._cancel_deadline()
-        super().on_headers_complete()
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         self._receiving = False
-        super().on_message_complete()
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """What uvicorn calls when a client would rather speak another protocol, as Java's does with
+        its first request. We go on in HTTP/1.1; but the parser has left the body out, so it gets
+        the request again, without that wish."""
+        method = self.parser.get_method()
+        stopped = sys.exc_info()[1]
+        if method == b"CONNECT" or not isinstance(stopped, httptools.HttpParserUpgrade):
+            self._refuse(400)
+            return
+        head = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
+        head += [b"%b: %b" % pair for pair in self.headers if pair[0] not in _OF_UPGRADES]
+        self.parser = httptools.HttpRequestParser(self)
+        rest = self._data[stopped.args[0] :]
+        try:
+            self.parser.feed_data(b"\r\n".join(head) + b"\r\n\r\n" + rest)
+        except httptools.HttpParserError:
+            self.send_400_response("")
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
