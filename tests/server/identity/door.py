@@ -18,14 +18,12 @@ from dropless.server.app import create_app
 from dropless.server.bounded_http import bounded_http
 from dropless.server.call import Call
 from dropless.server.configuration.settings import Configuration
-from dropless.server.endpoints.manager import EndpointManager
-from dropless.server.endpoints.registry import EndpointRegistry
 from dropless.server.gateway import Gateway
 from dropless.server.identity.gatekeeper import Gatekeeper
 from dropless.server.identity.principal import Grant
 from dropless.server.identity.store import IdentityStore
 from dropless.server.listener import listen, url
-from dropless.server.traffic import Traffic
+from dropless.server.parts import Parts
 
 
 class Watcher:
@@ -75,13 +73,12 @@ def standing(
     document = {"server": server, "data": data, "identity": identity or {}}
     configuration = Configuration.model_validate(document, strict=False)
     listener = listen("127.0.0.1", 0)
-    gatekeeper = Gatekeeper(configuration.identity, configuration.data, address)
+    parts = Parts(configuration, address, None)
     watcher = Watcher()
     limits = configuration.server.limits
-    registry = EndpointRegistry(())
-    gateway = Gateway(registry, limits, observers=[watcher], owner_of=gatekeeper.secret.cache_owner)
-    manager = EndpointManager(registry, configuration, None, None)
-    app = create_app(gateway, manager, Traffic(), gatekeeper, configuration.server)
+    owner_of = parts.gatekeeper.secret.cache_owner
+    parts.gateway = Gateway(parts.registry, limits, observers=[watcher], owner_of=owner_of)
+    app = create_app(parts)
     http = bounded_http(limits)
     server_ = uvicorn.Server(
         uvicorn.Config(
@@ -90,15 +87,14 @@ def standing(
     )
 
     async def serve() -> None:
-        await gatekeeper.start()
-        await server_.serve(sockets=[listener])
-        await gatekeeper.close()
+        async with parts.open():
+            await server_.serve(sockets=[listener])
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
     try:
         with httpx.Client(base_url=url(listener), timeout=20) as client:
-            yield Door(url(listener), app, data, gatekeeper, watcher, client)
+            yield Door(url(listener), app, data, parts.gatekeeper, watcher, client)
     finally:
         server_.should_exit = True
         thread.join()

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from starlette.routing import BaseRoute, Mount, Route
 
 from dropless.errors import SettingsError
-from dropless.server.app import PUBLIC_PATHS
+from dropless.server.app import is_public
 from dropless.server.identity import gatekeeper as gatekeeper_module
 from dropless.server.identity.gatekeeper import Gatekeeper
 from dropless.server.identity.principal import ANYONE, LOCAL, Grant, Holder
@@ -77,7 +77,8 @@ def test_every_route_is_closed(door: Door, who: People) -> None:
     assert ("POST", "/v1/chat/completions") in asked
     assert ("GET", "/added/later") in asked
     for method, path in asked:
-        if path in PUBLIC_PATHS:
+        if is_public(path):
+            assert method in ("GET", "HEAD")
             continue
         response = door.ask(method, path)
         assert response.status_code == 401, (method, path)
@@ -86,14 +87,45 @@ def test_every_route_is_closed(door: Door, who: People) -> None:
     assert door.ask("GET", "/added/later", who.carol).json() == "secret"
 
 
-def test_what_is_public_is_health_and_no_more(door: Door) -> None:
-    assert sorted(PUBLIC_PATHS) == ["/health"]
-    assert door.ask("GET", "/health").status_code == 200
-    for path in ("/health/", "/health/../version", "/health%2f..%2fversion", "//health", "/Health"):
+def test_health_and_the_pages_are_public_and_no_more(door: Door) -> None:
+    for path in ("/health", "/", "/dashboard", "/playground/js/login.js"):
+        assert door.ask("GET", path).status_code == 200
+    for path in (
+        "/health/",
+        "/health/../version",
+        "/health%2f..%2fversion",
+        "//health",
+        "/Health",
+        "/playground",
+        "//playground/js/login.js",
+        "/dashboard/live",
+        "/v1/playground/",
+    ):
         connection = socket.create_connection(("127.0.0.1", door.port))
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert connection.recv(100).startswith(b"HTTP/1.1 401"), path
         connection.close()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/playground/../version",
+        "/playground/../../../../../../../etc/passwd",
+        "/playground/..%2f..%2fapp.py",
+        "/playground/%2e%2e/%2e%2e/app.py",
+        "/playground/..%5c..%5capp.py",
+        "/playground//etc/passwd",
+        "/playground/js/../../pages.py",
+        "/playground/%00",
+        "/playground/" + "a" * 5000,
+        "/playground/js",
+    ],
+)
+def test_below_the_pages_there_is_nothing_else(door: Door, path: str) -> None:
+    with socket.create_connection(("127.0.0.1", door.port)) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        assert connection.recv(100).split()[1] in (b"401", b"404")
 
 
 def test_paths_that_are_none_tell_nothing(door: Door, who: People) -> None:
