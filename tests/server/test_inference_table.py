@@ -7,6 +7,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import httpx
 import psutil
 import pytest
 
-from dropless.tables.search import Search, search
+from dropless.tables.search import search
+from dropless.tables.search_query import Search
 from dropless.tables.session_writer import finish_left_sessions
 from dropless.tables.spool_folder import sessions
 from dropless.tables.sql import TableQueries
@@ -32,7 +34,8 @@ ASK: Any = {"model": MODEL_ID, "messages": [{"role": "user", "content": "hi"}], 
 ROWS_S = 20.0
 
 
-def configuration(folder: Path, data: Path) -> dict[str, Any]:
+def configuration(folder: Path, data: Path) -> str:
+    """The file of a server that has four endpoints and keeps its data in this folder."""
     tiny, half, counted = (tiny_endpoint(str(folder), name) for name in (MODEL_ID, "half", "count"))
     tiny["inference_table_config"] = {"enabled": True}
     tiny["usage_tracking_config"] = {"enabled": True}
@@ -43,11 +46,14 @@ def configuration(folder: Path, data: Path) -> dict[str, Any]:
     }
     half["usage_tracking_config"] = {"enabled": True}
     counted["usage_tracking_config"] = {"enabled": True}
-    return {
+    document = {
         "data": str(data),
         "tables": {"flush_seconds": 0.2},
         "endpoints": [tiny, half, counted, tiny_endpoint(str(folder), "unlogged")],
     }
+    file = data / "dropless.yaml"
+    file.write_text(json.dumps(document))  # JSON is YAML
+    return str(file)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +63,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def logging_server(model_folder: Path, data: Path) -> Iterator[ServerProcess]:
-    server = ServerProcess(model_folder, configuration=configuration(model_folder, data))
+    server = ServerProcess(model_folder, file=configuration(model_folder, data))
     yield server.wait_until_ready()
     server.close()
 
@@ -203,6 +209,56 @@ def test_served_entities(logging_server: ServerProcess, data: Path) -> None:
     assert row["endpoint_config_version"] == 1
 
 
+def rows(server: ServerProcess, **query: Any) -> dict[str, Any]:
+    response = httpx.get(f"{server.url}/api/2.0/dashboard/rows", params=query, timeout=60)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_the_dashboard_finds_calls_at_once(logging_server: ServerProcess) -> None:
+    ids = []
+    for i in range(4):
+        body = {**ASK, "messages": [{"role": "user", "content": f"Platypus {i}"}]}
+        ids.append(post(logging_server, body).headers["x-request-id"])
+    found = rows(logging_server, text="platypus", limit=3)
+    assert [row["databricks_request_id"] for row in found["rows"]] == ids[:0:-1]
+    row = found["rows"][0]
+    assert row["endpoint"] == MODEL_ID
+    assert (row["status_code"], row["output_token_count"]) == (200, 4)
+    assert abs(row["request_time"] - time.time()) < 60
+    rest = rows(logging_server, text="platypus", limit=3, cursor=found["cursor"])
+    assert [row["databricks_request_id"] for row in rest["rows"]] == ids[:1]
+    assert rest["cursor"] is None
+    assert rows(logging_server, text="platypus", status="5xx") == {"rows": [], "cursor": None}
+    assert rows(logging_server, text="platypus", endpoint="half")["rows"] == []
+    url = f"{logging_server.url}/api/2.0/dashboard/rows"
+    whole = httpx.get(f"{url}/{ids[0]}").json()
+    assert json.loads(whole["request"])["messages"][0]["content"] == "Platypus 0"
+    assert json.loads(whole["response"])["choices"]
+    assert httpx.get(f"{url}/req-none").status_code == 404
+    assert httpx.get(url, params={"cursor": "none"}).status_code == 400
+
+
+def test_a_search_that_is_killed_is_told_and_the_next_one_works(
+    logging_server: ServerProcess,
+) -> None:
+    rows(logging_server)
+    [worker] = [
+        child
+        for child in psutil.Process(logging_server.process.pid).children()
+        if "dropless.tables.search_worker" in child.cmdline()
+    ]
+    worker.suspend()
+    with ThreadPoolExecutor(1) as thread:
+        url = f"{logging_server.url}/api/2.0/dashboard/rows"
+        answer = thread.submit(httpx.get, url, timeout=60)
+        time.sleep(0.2)
+        worker.kill()
+        response = answer.result()
+    assert (response.status_code, response.json()["error_code"]) == (503, "TEMPORARILY_UNAVAILABLE")
+    assert rows(logging_server)["rows"]
+
+
 async def load(server: ServerProcess, answers: int) -> dict[str, bool]:
     """Calls from 16 clients; the server is killed after so many answers. Of each call that it has
     begun to answer the id, and whether the answer came whole."""
@@ -235,7 +291,7 @@ async def load(server: ServerProcess, answers: int) -> dict[str, bool]:
 def test_a_server_killed_under_load_has_a_row_of_every_call(
     start_server: StartServer, model_folder: Path, tmp_path: Path
 ) -> None:
-    server = start_server(configuration=configuration(model_folder, tmp_path)).wait_until_ready()
+    server = start_server(file=configuration(model_folder, tmp_path)).wait_until_ready()
     [writer] = [
         child
         for child in psutil.Process(server.process.pid).children()
@@ -273,7 +329,7 @@ def test_a_spool_that_cannot_be_written_is_told_at_the_start(
     start_server: StartServer, model_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "spool").touch()
-    server = start_server(configuration=configuration(model_folder, tmp_path))
+    server = start_server(file=configuration(model_folder, tmp_path))
     assert server.wait(20) != 0
     assert "cannot keep the spool of the inference tables in" in "".join(server.errors)
 

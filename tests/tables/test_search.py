@@ -9,7 +9,8 @@ import pytest
 
 from dropless.tables.records import Record
 from dropless.tables.rows import PayloadRow
-from dropless.tables.search import Search, search
+from dropless.tables.search import search
+from dropless.tables.search_query import Search
 from dropless.tables.spool import Spool
 from dropless.tables.stream_writer import StreamWriter
 from dropless.tables.table_store import TableStore
@@ -75,20 +76,24 @@ def test_without_the_spool_only_the_table_is_searched(place: tuple[TableStore, P
         (Search(text="a NUMBER"), lambda row: "A Number" in str(row.response)),
         (Search(text="what is 12"), lambda row: "What is 12" in str(row.request)),
         (Search(text="100% _no"), lambda _: False),
-        (Search(status_code=500), lambda row: row.status_code == 500),
+        (Search(status_codes=(400, 599)), lambda row: row.status_code == 500),
         (Search(requester="bob"), lambda row: row.requester == "bob"),
-        (Search(served_entity_id="other"), lambda _: False),
+        (Search(request_id="call-007"), lambda row: row.databricks_request_id == "call-007"),
         (
-            Search(since=CALLS[75].request_time),
-            lambda row: row.request_time >= CALLS[75].request_time,
+            Search(since=CALLS[25].request_time, until=CALLS[75].request_time),
+            lambda row: CALLS[25].request_time <= row.request_time <= CALLS[75].request_time,
         ),
         (
-            Search(text="number", status_code=200, requester="ada", since=CALLS[20].request_time),
+            Search(
+                text="number",
+                status_codes=(200, 200),
+                requester="ada",
+                since=CALLS[20].request_time,
+            ),
             lambda row: (
                 "A Number" in str(row.response)
                 and row.status_code == 200
                 and row.requester == "ada"
-                and row.request_time >= CALLS[20].request_time
             ),
         ),
     ],

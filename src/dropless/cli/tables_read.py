@@ -196,11 +196,13 @@ def tail(
         dropless tables tail dbrx -n 100 --text "blue whale" --user ada@example.com
     """
     from dropless.cli.table_output import call_line
-    from dropless.tables.search import Search, search
+    from dropless.tables.search import search
+    from dropless.tables.search_query import Search
 
     place = TablePlace(data, location, storage_option, table)
     payload = place.find_payload(name)
-    wanted = Search(text=text, status_code=status, requester=user)
+    codes = None if status is None else (status, status)
+    wanted = Search(text=text, status_codes=codes, requester=user)
     found = search(place.store, place.spool, payload, wanted, _RECENT if follow else lines)
     for row in reversed(found[:lines]):
         typer.echo(call_line(row))

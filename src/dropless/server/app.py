@@ -54,7 +54,7 @@ def create_app(parts: Parts) -> FastAPI:
     app.include_router(Management(gateway, parts.manager).router())
     app.include_router(IdentityApi(gatekeeper, settings.limits).router())
     states = partial(endpoint_states, parts.registry)
-    app.include_router(Dashboard(parts.numbers, states, list).router())
+    app.include_router(Dashboard(parts.numbers, states, list, parts.rows).router())
     _add_status_routes(app, gateway, parts.traffic)
     add_pages(app)
     for kind in (DroplessError, HTTPException, ValidationError):

@@ -39,6 +39,7 @@ from dropless.errors import (
     RateLimitError,
     ResourceNotFoundError,
     SettingsError,
+    TableError,
     TokenStoreError,
 )
 from dropless.server.identity.token import redacted
@@ -182,6 +183,8 @@ def to_http_error(error: BaseException) -> HttpError:
             return RateLimitHttpError.of(error)
         case TokenStoreError():
             return _unavailable(str(error), "token_store_unavailable", _STORE_RETRY_S)
+        case TableError():
+            return _unavailable(str(error), "tables_unavailable", _STORE_RETRY_S)
         case HTTPException():
             code = _HTTP_CODES.get(error.status_code)
             seen = _bad_request(error.status_code, str(error.detail), None, code)

@@ -16,8 +16,10 @@ from dropless.errors import TableError
 from dropless.server.call import Call
 from dropless.server.endpoints.endpoint import Endpoint, ServedEntity
 from dropless.server.endpoints.registry import EndpointRegistry
+from dropless.server.identity.token import redacted
 from dropless.tables.records import Record
 from dropless.tables.rows import (
+    MAX_LOGGED_BYTES,
     MAX_REQUEST_SIZE_EXCEEDED,
     MAX_RESPONSE_SIZE_EXCEEDED,
     PayloadRow,
@@ -62,6 +64,15 @@ class TablesStatus:
     rows: int
     spool_error: str | None
     writer_error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TablesPlace:
+    """Where tables and spool are."""
+
+    location: str
+    storage_options: dict[str, str]
+    spool: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +125,18 @@ class InferenceTables:
         logging_ = self._open.pop(call.request_id, None) or self._logging(call.endpoint)
         if logging_ is not None:
             self._append(logging_, call, ends=True)
+
+    def names(self) -> dict[str, str]:
+        """The payload table of each endpoint that has one."""
+        settings = [(e.name, e.settings.inference_table_config) for e in self._endpoints.list()]
+        return {name: str(table.table(name)) for name, table in settings if table and table.enabled}
+
+    def place(self) -> TablesPlace:
+        return TablesPlace(
+            self._settings.location_in(self._data),
+            self._settings.storage(),
+            str(self._settings.spool_in(self._data)),
+        )
 
     def status(self) -> TablesStatus | None:
         """None: no endpoint has wanted tables so far."""
@@ -184,11 +207,12 @@ class InferenceTables:
         return Spool(folder, max_bytes=self._settings.max_spool_bytes)
 
     def _config(self, spool: Spool) -> WriterConfig:
+        place = self.place()
         return WriterConfig(
-            spool=str(spool.folder),
+            spool=place.spool,
             session=spool.session.name,
-            location=self._settings.location_in(self._data),
-            storage_options=self._settings.storage(),
+            location=place.location,
+            storage_options=place.storage_options,
             flush_s=self._settings.flush_seconds,
             tables={str(USAGE): None, str(SERVED_ENTITIES): None, **self._tables},
         )
@@ -204,8 +228,8 @@ class InferenceTables:
     def _rows(self, logging_: _Logging, call: Call) -> tuple[Row, ...]:
         rows: list[Row] = []
         if self._takes_payload(logging_, call):
-            request, request_codes = logged(call.request_body, MAX_REQUEST_SIZE_EXCEEDED)
-            response, response_codes = logged(self._response(call), MAX_RESPONSE_SIZE_EXCEEDED)
+            request, request_codes = _text(call.request_body, MAX_REQUEST_SIZE_EXCEEDED)
+            response, response_codes = _text(self._response(call), MAX_RESPONSE_SIZE_EXCEEDED)
             rows.append(
                 self._payload(
                     logging_,
@@ -225,7 +249,7 @@ class InferenceTables:
         """Those of a call of which nobody will say how it ended."""
         rows: list[Row] = []
         if self._takes_payload(logging_, call):
-            request, codes = logged(
+            request, codes = _text(
                 call.request_body, MAX_REQUEST_SIZE_EXCEEDED, _MAX_OPEN_REQUEST_BYTES
             )
             status = _STOPPED_STATUS
@@ -296,3 +320,11 @@ def _entity_row(endpoint: Endpoint, entity: ServedEntity) -> ServedEntityRow:
         endpoint_config_version=endpoint.version,
         change_time=microseconds(endpoint.changed),
     )
+
+
+def _text(
+    body: bytes | None, code: str, max_bytes: int = MAX_LOGGED_BYTES
+) -> tuple[str | None, tuple[str, ...]]:
+    """As `logged`, without the tokens of our users, wherever they stand in it."""
+    text, codes = logged(body or None, code, max_bytes)
+    return None if text is None else redacted(text), codes

@@ -14,6 +14,7 @@ from dropless.server.endpoints.registry import EndpointRegistry
 from dropless.server.endpoints.store import EndpointStore
 from dropless.server.gateway import Gateway
 from dropless.server.identity.gatekeeper import Gatekeeper
+from dropless.server.inference_rows import InferenceRows
 from dropless.server.inference_table import InferenceTables
 from dropless.server.live_numbers import LiveNumbers
 from dropless.server.quotas.quotas import Quotas
@@ -46,6 +47,7 @@ class Parts:
         self.gatekeeper = Gatekeeper(configuration.identity, configuration.data, address)
         self.numbers = LiveNumbers()
         self.tables = InferenceTables(configuration.tables, configuration.data, self.registry)
+        self.rows = InferenceRows(self.tables)
         self.gateway = Gateway(
             self.registry,
             self.settings.limits,
@@ -65,6 +67,7 @@ class Parts:
             watching.cancel()
             await self.manager.stop()
             await self.registry.stop()
+            await self.rows.close()
             await asyncio.to_thread(self.tables.close, _TABLES_S)
             await self.gatekeeper.close()
 

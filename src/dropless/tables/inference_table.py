@@ -12,7 +12,8 @@ from dropless.errors import TableError
 from dropless.tables.conversations import Conversation, Wanted, read_conversation
 from dropless.tables.rows import PayloadRow
 from dropless.tables.schema import PAYLOAD, kind_of
-from dropless.tables.search import Search, search
+from dropless.tables.search import search
+from dropless.tables.search_query import Search
 from dropless.tables.sql import QueryResult, TableQueries
 from dropless.tables.table_name import TableName
 from dropless.tables.table_store import TableStore
