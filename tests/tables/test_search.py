@@ -88,7 +88,6 @@ def test_without_the_spool_only_the_table_is_searched(place: tuple[TableStore, P
                 text="number",
                 status_codes=(200, 200),
                 requester="ada",
-                since=CALLS[20].request_time,
             ),
             lambda row: (
                 "A Number" in str(row.response)

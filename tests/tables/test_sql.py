@@ -9,10 +9,12 @@ import pytest
 
 from dropless.errors import TableError
 from dropless.tables.maintenance import delete_old_rows
+from dropless.tables.spool import Spool
 from dropless.tables.sql import TableQueries
+from dropless.tables.stream_writer import StreamWriter
 from dropless.tables.table_name import USAGE, TableName
 from dropless.tables.table_store import TableStore
-from tests.tables.made_up import NOON, TABLE, payload, usage
+from tests.tables.made_up import NOON, TABLE, ended, opened, payload, usage
 
 TWIN = TableName("main", "other", "tiny_payload")
 
@@ -129,3 +131,24 @@ def test_a_query_sees_the_tables_as_they_were(store: TableStore, tmp_path: Path)
     queries = TableQueries(store, [TABLE])
     store.commit(TABLE, [payload("b", time=NOON)], "app", 2)
     assert list(queries.select("SELECT count(*) FROM tiny_payload")) == [(1,)]
+
+
+def test_rows_on_their_way_are_seen_once(tmp_path: Path) -> None:
+    store = TableStore(str(tmp_path / "tables"))
+    spool = Spool(tmp_path / "spool", max_bytes=1 << 30)
+    stream = spool.stream(str(TABLE))
+    counts = f"SELECT count(*), count(DISTINCT databricks_request_id) FROM {TABLE}"
+    tokens = "SELECT sum(output_token_count), max(usage_context['team']) FROM endpoint_usage"
+    for name in (TABLE, USAGE):
+        store.make(name)
+    writer = StreamWriter(stream.folder, store)
+    for i in range(1, 5):
+        stream.append(opened(f"open-{i}"))
+        stream.append(ended(f"call-{i}"))
+        queries = TableQueries(store, [TABLE, USAGE], spool=spool.folder)
+        assert list(queries.select(counts)) == [(i, i)]
+        assert list(queries.select(tokens)) == [(5 * i, "red")]
+        if i % 2 == 0:
+            writer.drain()
+    assert list(TableQueries(store, [TABLE]).select(counts)) == [(4, 4)]
+    spool.close()

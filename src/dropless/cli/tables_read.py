@@ -165,10 +165,12 @@ def query(
         if out is None:
             raise typer.BadParameter("--format parquet needs --out FILE")
         target = out.absolute()
-        rows = TableQueries(place.store, names, out=target).write_parquet(sql, target)
+        rows = TableQueries(place.store, names, spool=place.spool, out=target).write_parquet(
+            sql, target
+        )
         typer.echo(f"{rows} rows in {out}", err=True)
         return
-    write_result(TableQueries(place.store, names).select(sql), format.value, out)
+    write_result(TableQueries(place.store, names, spool=place.spool).select(sql), format.value, out)
 
 
 def tail(

@@ -152,7 +152,13 @@ def export(
     )
     payload = place.find_payload(name)
     done = export_chats(
-        place.store, payload, wanted, chat, repetitions=repetitions, test_share=test_share
+        place.store,
+        payload,
+        wanted,
+        chat,
+        spool=place.spool,
+        repetitions=repetitions,
+        test_share=test_share,
     )
     for path, count in done.written.items():
         typer.echo(f"{count} conversations in {path}")

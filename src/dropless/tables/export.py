@@ -36,18 +36,19 @@ def export_chats(
     wanted: Wanted,
     out: Path,
     *,
+    spool: Path | None = None,
     repetitions: bool = False,
     test_share: float | None = None,
 ) -> Export:
-    """Write the conversations of a payload table to `out`; of them the share `test_share` to a
-    second file beside it, chosen by what they begin with, so that the choice stays the same when
-    the table grows.
+    """Write the conversations of a payload table, and of the spool before it, to `out`; of them
+    the share `test_share` to a second file beside it, chosen by what they begin with, so that the
+    choice stays the same when the table grows.
 
     Raises:
         TableError: there is no such table, `wanted.where` is wrong.
         OSError: a file cannot be written.
     """
-    queries = TableQueries(store, [name])
+    queries = TableQueries(store, [name], spool=spool)
     test = out.with_suffix(f".test{out.suffix}")
     done = Export({out: 0} if test_share is None else {out: 0, test: 0})
     fit = 0

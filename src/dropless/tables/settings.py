@@ -66,7 +66,7 @@ class TablesSettings(_Section):
     storage_options: dict[str, SecretStr] = {}  # of a location that is a URL: endpoint, keys
     spool: Annotated[Path, AfterValidator(Path.expanduser)] | None = None  # None: DATA/spool
     max_spool_bytes: int = Field(default=1024**3, ge=64 * 1024**2)
-    flush_seconds: float = Field(default=10.0, ge=0.1, le=3600)  # rows wait so long for others
+    flush_seconds: float = Field(default=60.0, ge=0.1, le=3600)  # rows wait so long for others
 
     def location_in(self, data: Path) -> str:
         if self.location is None:

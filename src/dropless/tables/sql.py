@@ -18,8 +18,11 @@ from arro3.core import Table
 from deltalake import DeltaTable
 
 from dropless.errors import TableError
+from dropless.tables.rows import Row
+from dropless.tables.schema import kind_of
 from dropless.tables.table_name import TableName
 from dropless.tables.table_store import TableStore
+from dropless.tables.waiting import WaitingRows
 
 if TYPE_CHECKING:
     import pandas
@@ -46,11 +49,13 @@ class TableQueries:
         store: TableStore,
         names: Sequence[TableName],
         *,
+        spool: Path | None = None,
         out: Path | None = None,
         threads: int | None = None,
         memory: str | None = None,
     ) -> None:
-        """`out` is the one file that `write` may write.
+        """`spool` has rows that are seen before they are in their table, `out` is the one file
+        that `write_parquet` may write.
 
         Raises:
             TableError: a table is not there or cannot be read.
@@ -64,12 +69,14 @@ class TableQueries:
             config["memory_limit"] = memory
         self._connection = duckdb.connect(config=config)
         self._connection.execute("SET TimeZone = 'UTC'")
-        folders = []
+        self.tables: dict[TableName, DeltaTable] = {}
         for name in names:
-            self._add(name, store.table(name))
-            folders.append(store.uri(name))
+            waiting = None if spool is None else WaitingRows(spool, name)
+            self.tables[name] = store.table(name)
+            self._add(name, [] if waiting is None else waiting.missing_in(store))
         if store.is_local:
-            self._connection.execute(f"SET allowed_directories = {[*folders]!r}")
+            folders = [store.uri(name) for name in names]
+            self._connection.execute(f"SET allowed_directories = {folders!r}")
         if out is not None:
             self._connection.execute(f"SET allowed_paths = {[str(out)]!r}")
         self._connection.execute("SET enable_external_access = false")
@@ -118,14 +125,21 @@ class TableQueries:
         [[rows]] = self._connection.fetchall()
         return int(rows)
 
-    def _add(self, name: TableName, table: DeltaTable) -> None:
-        quoted = f'"{name}"'
+    def _add(self, name: TableName, waiting: list[Row]) -> None:
+        table = self.tables[name]
         if self._store.is_local:
-            self._connection.execute(f"CREATE VIEW {quoted} AS {_scan_of_files(table)}")
+            source = _scan_of_files(table)
         else:
-            self._connection.register(str(name), _Scan(table))
+            self._connection.register(f"scan of {name}", _Scan(table))
+            source = f'FROM "scan of {name}"'
+        kind = kind_of(name)
+        if waiting and kind is not None:
+            rows = Table.from_batches([kind.batch(waiting)])
+            self._connection.register(f"rows for {name}", rows)
+            source += f' UNION ALL FROM "rows for {name}"'
+        self._connection.execute(f'CREATE VIEW "{name}" AS {source}')
         if sum(other.table == name.table for other in self._names) == 1:
-            self._connection.execute(f'CREATE VIEW "{name.table}" AS FROM {quoted}')
+            self._connection.execute(f'CREATE VIEW "{name.table}" AS FROM "{name}"')
 
     def _checked(self, sql: str) -> str:
         """The one statement of this text, with full names as DuckDB knows them."""
@@ -168,7 +182,7 @@ class TableQueries:
             message = "\n".join([*lines, f"The tables are: {names}"])
         elif isinstance(error, duckdb.BinderException):
             for name in self._names:
-                fields = ", ".join(field.name for field in self._store.table(name).schema().fields)
+                fields = ", ".join(field.name for field in self.tables[name].schema().fields)
                 message += f"\nThe columns of {name} are: {fields}"
         return TableError(message)
 

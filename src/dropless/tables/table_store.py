@@ -41,12 +41,12 @@ WRITER_PROPERTIES = WriterProperties(
 
 
 def table_properties(kind: TableKind) -> dict[str, str]:
-    """What a new table is told to do."""
+    """What a new table is told to do. Its log is kept short: each commit lists it several times."""
     return {
         "delta.enableChangeDataFeed": "true",
         "delta.dataSkippingStatsColumns": ",".join(kind.statistics),
         "delta.checkpointInterval": "100",
-        "delta.logRetentionDuration": "interval 7 days",
+        "delta.logRetentionDuration": "interval 2 days",
         "delta.deletedFileRetentionDuration": "interval 2 days",
     }
 
@@ -107,9 +107,14 @@ class TableStore:
     def committed(self, name: TableName, app_id: str) -> int:
         """The last version of this application's transactions; -1 if there is none."""
         try:
-            version = self.table(name).transaction_version(app_id)
+            self.table(name)
         except TableError:
             return -1
+        return self.seen(name, app_id)
+
+    def seen(self, name: TableName, app_id: str) -> int:
+        """As `committed`, of the table as it was when the store looked at it last."""
+        version = self._open[name].transaction_version(app_id) if name in self._open else None
         return -1 if version is None else version
 
     def commit(self, name: TableName, rows: Sequence[Row], app_id: str, version: int) -> None:
@@ -117,7 +122,7 @@ class TableStore:
         none. On the disk when it returns, if the location is a folder."""
         kind = kind_of(name)
         assert kind is not None
-        table = self._existing_or_new(name, kind)
+        table = self.make(name)
         if kind is SERVED_ENTITIES_KIND:
             rows = _changed(table, rows)
             if not rows:
@@ -136,8 +141,11 @@ class TableStore:
         if self.is_local:
             _sync(Path(self.uri(name)), before, table.version())
 
-    def _existing_or_new(self, name: TableName, kind: TableKind) -> DeltaTable:
+    def make(self, name: TableName) -> DeltaTable:
+        """The table, made if there is none."""
         if name not in self._open:
+            kind = kind_of(name)
+            assert kind is not None
             if self.is_local:
                 # Requests of users: for the owner alone, who may open the folder to others.
                 Path(self.location).mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from dropless.tables.maintenance import keep_tidy
 from dropless.tables.session_writer import SessionWriter, finish_left_sessions, lock_as_writer
 from dropless.tables.spool_folder import FORMAT, MAINTENANCE_LOCK, OWNER_LOCK, WRITER_REPORT
 from dropless.tables.stream_writer import BATCH_BYTES
+from dropless.tables.table_name import TableName
 from dropless.tables.table_store import TableStore
 from dropless.tables.writer_process import WriterConfig, WriterReport
 
@@ -59,14 +60,23 @@ class Writer:
         if lock is None:
             raise TableError(f"{self._session} has a writer already, or is gone")
         self._report()
+        self._make_tables()
         while not lines.ended:
             changed = lines.wait(_LOOK_S)
             if changed is not None:
                 self._config = changed
+                self._make_tables()
             self._flush_if_due()
             for chore in self._chores:
                 chore.do_if_due()
         self._finish()
+
+    def _make_tables(self) -> None:
+        """So that they can be asked before they have rows. What fails now fails again, and is
+        told, when rows come."""
+        for table in self._config.tables:
+            with contextlib.suppress(Exception):
+                self._store.make(TableName.parse(table))
 
     def _flush_if_due(self) -> None:
         pending = self._own.pending_bytes()
