@@ -150,6 +150,14 @@ def test_compact_and_vacuum(data: Path) -> None:
     assert len(output(data, "tail").splitlines()) >= 3
 
 
+def test_a_configuration_says_where_tables_are(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "dropless.yaml"
+    file.write_text(f"tables: {{location: {data / 'tables'}, spool: {data / 'spool'}}}")
+    result = run(app, ["tables", "tail", "--config", str(file)])
+    assert "req-1" in result.stdout
+    assert "req-3" in result.stdout  # from its spool
+
+
 def test_errors_say_what_there_is(data: Path, tmp_path: Path) -> None:
     assert "The columns of main.default.tiny_payload are" in error(
         data, "query", "SELECT nosuch FROM tiny_payload"
@@ -158,5 +166,3 @@ def test_errors_say_what_there_is(data: Path, tmp_path: Path) -> None:
         data, "show", "other"
     )
     assert "there are no tables in" in error(tmp_path, "list")
-    assert "KEY=VALUE" in error(data, "list", "--storage-option", "x")
-    assert "name them" in error(data, "list", "--location", "s3://bucket/x")

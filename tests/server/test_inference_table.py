@@ -259,6 +259,12 @@ def test_a_search_that_is_killed_is_told_and_the_next_one_works(
     assert rows(logging_server)["rows"]
 
 
+def test_health_says_how_logging_goes(logging_server: ServerProcess) -> None:
+    health = logging_server.health().json()["inference_tables"]
+    assert (health["status"], health["dropped_rows"]) == ("ok", 0)
+    assert health["waiting_bytes"] >= 0
+
+
 async def load(server: ServerProcess, answers: int) -> dict[str, bool]:
     """Calls from 16 clients; the server is killed after so many answers. Of each call that it has
     begun to answer the id, and whether the answer came whole."""

@@ -10,25 +10,21 @@ import typer
 from dropless.errors import TableError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dropless.server.configuration.endpoint_settings import EndpointSettings
     from dropless.tables.table_name import TableName
     from dropless.tables.table_store import TableStore
 
-DEFAULT_DATA = Path("~/.local/share/dropless")
-
-Data = Annotated[Path, typer.Option(metavar="DIR", help="The server's data folder (its `data:`).")]
-Location = Annotated[
-    str | None,
-    typer.Option(metavar="URL", help="Where the tables are, if not in DATA/tables: s3://..."),
+Data = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="The server's data folder; default: ~/.local/share/dropless."),
 ]
-StorageOptions = Annotated[
-    list[str] | None,
+Config = Annotated[
+    Path | None,
     typer.Option(
-        "--storage-option", metavar="KEY=VALUE", help="For URLs: AWS_ENDPOINT_URL=... and so on."
+        metavar="FILE", dir_okay=False, help="The server's configuration: it says where tables are."
     ),
-]
-Tables = Annotated[
-    list[str] | None,
-    typer.Option("--table", metavar="NAME", help="For URLs, which cannot be listed: a full name."),
 ]
 TableArgument = Annotated[
     str, typer.Argument(metavar="TABLE", help="As main.default.dbrx_payload, or just dbrx.")
@@ -42,42 +38,50 @@ MaybeTableArgument = Annotated[
 class TablePlace:
     """The tables that a command is about, and the spool before them."""
 
-    def __init__(
-        self, data: Path, location: str | None, options: list[str] | None, tables: list[str] | None
-    ) -> None:
-        from dropless.tables.table_name import TableName
+    def __init__(self, data: Path | None, config: Path | None) -> None:
+        """Raises DroplessError: the configuration is wrong, or there are no tables."""
+        from dropless.server.configuration.loading import load
+        from dropless.server.configuration.settings import Configuration
+        from dropless.server.endpoints.store import EndpointStore
         from dropless.tables.table_store import TableStore
         from dropless.tables.writer_process import check_installed
 
         check_installed()
-        data = data.expanduser()
-        self.spool = data / "spool"
-        self.store: TableStore = TableStore(
-            str(data / "tables") if location is None else location, _storage(options)
-        )
-        self.names: list[TableName] = (
-            [TableName.parse(text) for text in tables] if tables else self.store.names()
-        )
+        configuration = Configuration() if config is None else load(config)
+        folder = configuration.data if data is None else data.expanduser()
+        settings = configuration.tables
+        self.spool = settings.spool_in(folder)
+        self.store: TableStore = TableStore(settings.location_in(folder), settings.storage())
+        if self.store.is_local:
+            self.names = self.store.names()
+        else:  # which cannot be listed
+            added = EndpointStore(folder / "endpoints.json").endpoints.values()
+            wanted = _names([*configuration.endpoints, *added])
+            self.names = [name for name in wanted if self.store.exists(name)]
         if not self.names:
             raise TableError(
                 f"there are no tables in {self.store.location} yet; a server writes them there "
-                "for endpoints with an inference_table_config. Is --data right?"
+                "for endpoints with an inference_table_config. Say --config FILE or --data DIR if "
+                "yours is elsewhere"
             )
 
     def find(self, wanted: str) -> TableName:
+        """Raises TableError: no one table is called so."""
         from dropless.tables.overview import find_table
 
         return find_table(self.names, wanted)
 
     def find_payload(self, wanted: str | None) -> TableName:
-        """The one that is named, or the only payload table there is."""
+        """The one that is named, or the only payload table there is. Raises TableError: there are
+        none or several."""
         from dropless.tables.schema import PAYLOAD, kind_of
 
         if wanted is not None:
             return self.find(wanted)
         found = [name for name in self.names if kind_of(name) is PAYLOAD]
         if len(found) != 1:
-            raise TableError(f"say which table: {', '.join(str(name) for name in found)}")
+            there = ", ".join(str(name) for name in found) or "there is none with calls"
+            raise TableError(f"say which table: {there}")
         return found[0]
 
     def chosen(self, wanted: str | None) -> list[TableName]:
@@ -85,9 +89,12 @@ class TablePlace:
         return self.names if wanted is None else [self.find(wanted)]
 
 
-def _storage(options: list[str] | None) -> dict[str, str]:
-    pairs = [option.partition("=") for option in options or ()]
-    for name, equals, _ in pairs:
-        if not equals:
-            raise typer.BadParameter(f"--storage-option {name} must be KEY=VALUE")
-    return {name: value for name, _, value in pairs}
+def _names(endpoints: Iterable[EndpointSettings]) -> list[TableName]:
+    """The tables of these endpoints, and those that every server has."""
+    from dropless.tables.table_name import SERVED_ENTITIES, USAGE
+
+    found = {SERVED_ENTITIES, USAGE}
+    for endpoint in endpoints:
+        if endpoint.inference_table_config is not None:
+            found.add(endpoint.inference_table_config.table(endpoint.name))
+    return sorted(found)

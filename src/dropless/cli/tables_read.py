@@ -10,16 +10,7 @@ from typing import Annotated
 
 import typer
 
-from dropless.cli.table_place import (
-    DEFAULT_DATA,
-    Data,
-    Location,
-    MaybeTableArgument,
-    StorageOptions,
-    TableArgument,
-    TablePlace,
-    Tables,
-)
+from dropless.cli.table_place import Config, Data, MaybeTableArgument, TableArgument, TablePlace
 
 _RECENT = 1000  # calls among which --follow looks for new ones
 _LOOK_S = 1.0
@@ -33,10 +24,8 @@ class Format(enum.StrEnum):
 
 
 def list_tables(
-    data: Data = DEFAULT_DATA,
-    location: Location = None,
-    storage_option: StorageOptions = None,
-    table: Tables = None,
+    data: Data = None,
+    config: Config = None,
 ) -> None:
     """Show the tables: rows, size, last row.
 
@@ -44,7 +33,7 @@ def list_tables(
 
         dropless tables list
         dropless tables list --data /var/lib/dropless
-        dropless tables list --location s3://logs/dropless --table main.default.dbrx_payload
+        dropless tables list --config dropless.yaml
     """
     from rich.console import Console
     from rich.table import Table
@@ -53,7 +42,7 @@ def list_tables(
     from dropless.tables.overview import overview
     from dropless.tables.spool_folder import spooled_bytes
 
-    place = TablePlace(data, location, storage_option, table)
+    place = TablePlace(data, config)
     shown = Table(box=None, pad_edge=False)
     for title in ("table", "rows", "size", "files", "days", "last row (UTC)"):
         right = title in ("rows", "size", "files", "days")
@@ -80,10 +69,8 @@ def list_tables(
 
 def show(
     name: TableArgument,
-    data: Data = DEFAULT_DATA,
-    location: Location = None,
-    storage_option: StorageOptions = None,
-    table: Tables = None,
+    data: Data = None,
+    config: Config = None,
 ) -> None:
     """Show a table's columns, days, properties and last versions.
 
@@ -97,7 +84,7 @@ def show(
     from dropless.cli.table_output import size_text, type_text
     from dropless.tables.overview import overview
 
-    place = TablePlace(data, location, storage_option, table)
+    place = TablePlace(data, config)
     found = overview(place.store, place.find(name))
     delta = place.store.table(found.name)
     console = Console(highlight=False)
@@ -138,10 +125,8 @@ def query(
         Path | None,
         typer.Option(metavar="FILE", dir_okay=False, help="Write there; parquet needs it."),
     ] = None,
-    data: Data = DEFAULT_DATA,
-    location: Location = None,
-    storage_option: StorageOptions = None,
-    table: Tables = None,
+    data: Data = None,
+    config: Config = None,
 ) -> None:
     """Ask the tables in SQL; only reading.
 
@@ -159,7 +144,7 @@ def query(
     from dropless.cli.table_output import write_result
     from dropless.tables.sql import TableQueries
 
-    place = TablePlace(data, location, storage_option, table)
+    place = TablePlace(data, config)
     names = [name for name in place.names if name.table in sql] or place.names
     if format is Format.PARQUET:
         if out is None:
@@ -184,10 +169,8 @@ def tail(
     ] = None,
     status: Annotated[int | None, typer.Option(metavar="CODE")] = None,
     user: Annotated[str | None, typer.Option(metavar="NAME")] = None,
-    data: Data = DEFAULT_DATA,
-    location: Location = None,
-    storage_option: StorageOptions = None,
-    table: Tables = None,
+    data: Data = None,
+    config: Config = None,
 ) -> None:
     """Show the last calls, also those on their way into the table.
 
@@ -201,7 +184,7 @@ def tail(
     from dropless.tables.search import search
     from dropless.tables.search_query import Search
 
-    place = TablePlace(data, location, storage_option, table)
+    place = TablePlace(data, config)
     payload = place.find_payload(name)
     codes = None if status is None else (status, status)
     wanted = Search(text=text, status_codes=codes, requester=user)

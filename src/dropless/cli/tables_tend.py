@@ -8,23 +8,13 @@ from typing import Annotated
 
 import typer
 
-from dropless.cli.table_place import (
-    DEFAULT_DATA,
-    Data,
-    Location,
-    MaybeTableArgument,
-    StorageOptions,
-    TablePlace,
-    Tables,
-)
+from dropless.cli.table_place import Config, Data, MaybeTableArgument, TablePlace
 
 
 def compact(
     name: MaybeTableArgument = None,
-    data: Data = DEFAULT_DATA,
-    location: Location = None,
-    storage_option: StorageOptions = None,
-    table: Tables = None,
+    data: Data = None,
+    config: Config = None,
 ) -> None:
     """Merge small files into large ones.
 
@@ -36,7 +26,7 @@ def compact(
     """
     from dropless.tables.maintenance import compact_all
 
-    place = TablePlace(data, location, storage_option, table)
+    place = TablePlace(data, config)
     for each in place.chosen(name):
         done = compact_all(place.store, each)
         typer.echo(f"{each}: {done.removed} files became {done.added}")
@@ -55,10 +45,8 @@ def vacuum(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go.")] = False,
-    data: Data = DEFAULT_DATA,
-    location: Location = None,
-    storage_option: StorageOptions = None,
-    table: Tables = None,
+    data: Data = None,
+    config: Config = None,
 ) -> None:
     """Delete files that a table no longer needs.
 
@@ -71,7 +59,7 @@ def vacuum(
     """
     from dropless.tables.maintenance import delete_old_rows, vacuum
 
-    place = TablePlace(data, location, storage_option, table)
+    place = TablePlace(data, config)
     for each in place.chosen(name):
         if retention_days is not None and not dry_run:
             today = datetime.datetime.now(datetime.UTC).date()
@@ -119,10 +107,8 @@ def export(
             min=0, max=1, metavar="F", help="Write so many into FILE.test.jsonl; always the same."
         ),
     ] = None,
-    data: Data = DEFAULT_DATA,
-    location: Location = None,
-    storage_option: StorageOptions = None,
-    table: Tables = None,
+    data: Data = None,
+    config: Config = None,
 ) -> None:
     """Make a training or evaluation set of logged conversations.
 
@@ -139,7 +125,7 @@ def export(
     from dropless.tables.conversations import Wanted
     from dropless.tables.export import export_chats
 
-    place = TablePlace(data, location, storage_option, table)
+    place = TablePlace(data, config)
     wanted = Wanted(
         status_code=status,
         requester=user,

@@ -19,6 +19,7 @@ from dropless.server.gateway import Gateway
 from dropless.server.health import health_of
 from dropless.server.identity.api import IdentityApi
 from dropless.server.identity.middleware import Identity
+from dropless.server.inference_table import InferenceTables
 from dropless.server.management.routes import Management
 from dropless.server.openapi.document import server_document
 from dropless.server.parts import Parts
@@ -55,7 +56,7 @@ def create_app(parts: Parts) -> FastAPI:
     app.include_router(IdentityApi(gatekeeper, settings.limits).router())
     states = partial(endpoint_states, parts.registry)
     app.include_router(Dashboard(parts.numbers, states, list, parts.rows).router())
-    _add_status_routes(app, gateway, parts.traffic)
+    _add_status_routes(app, gateway, parts.traffic, parts.tables)
     add_pages(app)
     for kind in (DroplessError, HTTPException, ValidationError):
         app.add_exception_handler(kind, error_response)
@@ -82,7 +83,9 @@ def create_app(parts: Parts) -> FastAPI:
     return app
 
 
-def _add_status_routes(app: FastAPI, gateway: Gateway, traffic: Traffic) -> None:
+def _add_status_routes(
+    app: FastAPI, gateway: Gateway, traffic: Traffic, tables: InferenceTables
+) -> None:
     @app.get("/health")
     async def health() -> Response:
         """200 only if every engine answered within a second, and new requests are taken."""
@@ -90,6 +93,9 @@ def _add_status_routes(app: FastAPI, gateway: Gateway, traffic: Traffic) -> None
         if traffic.draining:
             detail = f"no new requests are taken; {traffic.running} run"
             body |= {"status": "unavailable", "state": "draining", "detail": detail}
+        logging = tables.status()
+        if logging is not None:
+            body["inference_tables"] = logging.health()
         return json_response(body, 200 if body["status"] == "ok" else 503)
 
     @app.get("/version")

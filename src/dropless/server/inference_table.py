@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -64,6 +65,14 @@ class TablesStatus:
     rows: int
     spool_error: str | None
     writer_error: str | None
+
+    def health(self) -> dict[str, Any]:
+        """What everybody may know: errors name folders."""
+        return {
+            "status": "failing" if self.spool_error or self.writer_error else "ok",
+            "dropped_rows": self.dropped,
+            "waiting_bytes": self.pending_bytes,
+        }
 
 
 @dataclass(frozen=True, slots=True)
