@@ -25,7 +25,7 @@ from dropless.server.openapi.document import server_document
 from dropless.server.parts import Parts
 from dropless.server.playground.dashboard import Dashboard
 from dropless.server.playground.endpoint_states import endpoint_states
-from dropless.server.playground.pages import add_pages
+from dropless.server.playground.pages import Pages
 from dropless.server.quotas.api import quota_routes
 from dropless.server.quotas.quotas import RATE_LIMIT_HEADERS
 from dropless.server.routes import call_routes, json_response, model_routes, tell_refusals
@@ -57,7 +57,7 @@ def create_app(parts: Parts) -> FastAPI:
     states = partial(endpoint_states, parts.registry)
     app.include_router(Dashboard(parts.numbers, states, list, parts.rows).router())
     _add_status_routes(app, gateway, parts.traffic, parts.tables)
-    add_pages(app)
+    app.router.routes += Pages().routes()
     for kind in (DroplessError, HTTPException, ValidationError):
         app.add_exception_handler(kind, error_response)
     # From the innermost to the outermost.

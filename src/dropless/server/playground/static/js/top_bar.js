@@ -24,7 +24,10 @@ export class TopBar {
       })),
       this.health,
       this.theme,
-      iconButton("keyboard", "Keyboard shortcuts", () => this.showShortcuts(), { title: "Keyboard shortcuts (Alt+/)" }),
+      iconButton("keyboard", "Keyboard shortcuts", () => this.showShortcuts(), {
+        title: "Keyboard shortcuts (Alt+/)",
+        class: "icon-button shortcuts-button",
+      }),
       this.user,
     );
     this.nameTheme();

@@ -1,0 +1,58 @@
+"""Pages of a real server in a real Chromium, which must be installed: `apt install chromium`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.server.server_process import ServerProcess
+
+playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+def find_chromium() -> str:
+    for name in NAMES:
+        path = shutil.which(name)
+        if path is not None:
+            return path
+    pytest.skip("no Chromium is installed (apt install chromium)")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    path = find_chromium()
+    with playwright_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(server: ServerProcess, browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a path of the server in a profile of its own; the keywords are Playwright's for a
+    context. Fails the test that asks another host for anything, or has an error in a script."""
+    contexts, problems = [], []
+
+    def open_(path: str = "/", **options: Any) -> Any:
+        context = browser.new_context(**options)
+        contexts.append(context)
+        context.set_default_timeout(10_000)
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(f"script: {error}"))
+        page.on("request", lambda request: problems.extend(elsewhere(request.url, server.url)))
+        page.goto(server.url + path)
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert not problems
+
+
+def elsewhere(url: str, home: str) -> list[str]:
+    return [] if url.startswith((home, "blob:" + home)) else [f"a request to {url}"]

@@ -1,0 +1,104 @@
+"""Light and dark, narrow screens, reduced motion, and what axe-core finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.server.playground.chat_page import ChatPage
+from tests.server.playground.conftest import playwright_api
+
+axe_api = pytest.importorskip("axe_playwright_python.sync_playwright")
+expect = playwright_api.expect
+Open = Callable[..., Any]
+
+PAGES = ["/", "/dashboard"]
+
+
+def background(page: Any) -> str:
+    color: str = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    return color
+
+
+def test_the_theme_follows_the_system_until_it_is_chosen(open_page: Open) -> None:
+    page = open_page(color_scheme="dark")
+    dark = background(page)
+    page.emulate_media(color_scheme="light")
+    light = background(page)
+    assert dark != light
+    page.get_by_role("button", name="Theme: as the system").click()
+    page.get_by_role("button", name="Theme: light").click()
+    assert background(page) == dark
+    page.goto(page.url + "dashboard")
+    assert background(page) == dark
+    page.get_by_role("button", name="Theme: dark").click()
+    assert background(page) == light
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_320_pixels_are_enough(open_page: Open, path: str) -> None:
+    page = open_page(path, viewport={"width": 320, "height": 560})
+    if path == "/":
+        chat = ChatPage(page)
+        chat.set(max_tokens="5")
+        chat.ask("a" * 200)
+        page.get_by_role("button", name="Chats", exact=True).click()
+        expect(page.get_by_label("Search chats")).to_be_focused()
+        page.keyboard.press("Escape")
+        page.get_by_role("button", name="Add pane").click()
+    else:
+        expect(page.locator(".tile-value").first).not_to_have_text("–")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    outside = page.evaluate(
+        """() => [...document.querySelectorAll("button, a, select, textarea, input")]
+          .filter((e) => e.checkVisibility() && !e.closest(".panes, .table-scroll, .skip-link"))
+          .filter((e) => !e.classList.contains("skip-link"))
+          .map((e) => [e.outerHTML.slice(0, 80), e.getBoundingClientRect()])
+          .filter(([, box]) => box.width && (box.left < -1 || box.right > 321))
+          .map(([html]) => html)"""
+    )
+    assert outside == []
+
+
+def test_motion_is_reduced_on_demand(open_page: Open) -> None:
+    page = open_page(reduced_motion="reduce")
+    duration = "getComputedStyle(document.querySelector('.button')).transitionDuration"
+    assert page.evaluate(duration) == "0s"
+    page.emulate_media(reduced_motion="no-preference")
+    assert page.evaluate(duration) != "0s"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_in_the_playground(open_page: Open, scheme: str) -> None:
+    page = open_page(color_scheme=scheme, reduced_motion="reduce")
+    chat = ChatPage(page)
+    check(page)
+    chat.set(max_tokens="5", n="2")
+    chat.say("x")
+    chat.page.get_by_role("button", name="Add pane").click()
+    chat.ask("Hello")
+    chat.answer(2)
+    chat.pane().locator(".pane-settings").click()
+    check(page)
+    page.get_by_role("button", name="Export", exact=True).last.click()
+    check(page, "dialog")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_in_the_dashboard(open_page: Open, scheme: str) -> None:
+    page = open_page("/dashboard", color_scheme=scheme, reduced_motion="reduce")
+    expect(page.locator(".tile-value").first).not_to_have_text("–")
+    check(page)
+
+
+def check(page: Any, within: str = "html") -> None:
+    options = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+    results = axe_api.Axe().run(page, context=within, options=options)
+    found = [
+        (violation["id"], node["html"][:160], node.get("failureSummary", "")[:300])
+        for violation in results.response["violations"]
+        for node in violation["nodes"]
+    ]
+    assert found == []
