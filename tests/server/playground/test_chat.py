@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.server.playground.chat_page import ChatPage
-from tests.server.playground.conftest import playwright_api
 from tests.server.server_process import ServerProcess
 from tests.server.tiny_model import REFUSED
 
-expect = playwright_api.expect
 Open = Callable[..., Any]
 
 
@@ -27,7 +26,9 @@ def chat(open_page: Open) -> ChatPage:
 def test_an_answer_streams_and_has_figures(chat: ChatPage) -> None:
     chat.set(max_tokens="40")
     answer = chat.ask("Name a river.")
-    expect(answer.locator(".figures")).to_contain_text(re.compile(r"TTFT.*ms.*Answer\s*40 tok.*Total"))
+    expect(answer.locator(".figures")).to_contain_text(
+        re.compile(r"TTFT.*ms.*Answer\s*40 tok.*Total")
+    )
     assert answer.locator(".markdown").inner_text()
     [body] = chat.bodies
     assert body["messages"] == [{"role": "user", "content": "Name a river."}]
@@ -194,7 +195,9 @@ def test_history_outlives_the_page(chat: ChatPage, tmp_path: Path) -> None:
 
     file.write_text('{"format": "dropless-playground", "version": 1, "conversations": [{}]}')
     page.locator("input[type=file]").set_input_files(file)
-    expect(page.get_by_text("Nothing was imported. conversations[0].panes is not a list.")).to_be_visible()
+    expect(
+        page.get_by_text("Nothing was imported. conversations[0].panes is not a list.")
+    ).to_be_visible()
 
 
 def test_all_by_keyboard(chat: ChatPage) -> None:

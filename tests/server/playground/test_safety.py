@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.server.playground.chat_page import ChatPage
-from tests.server.playground.conftest import playwright_api
+from playwright.sync_api import expect
 
-expect = playwright_api.expect
+from tests.server.playground.chat_page import ChatPage
+
 Open = Callable[..., Any]
 
 HOSTILE = [
@@ -50,7 +50,7 @@ def test_hostile_markdown_becomes_harmless_elements(open_page: Open) -> None:
             for (const element of box.querySelectorAll("*")) {
               found.tags.push(element.localName);
               const names = element.getAttributeNames();
-              found.handlers.push(...names.filter((name) => name.startsWith("on") || name === "style"));
+              found.handlers.push(...names.filter((name) => /^(on.*|style)$/.test(name)));
               found.sources.push(...names.filter((name) => name === "src" || name === "srcdoc"));
               if (element.localName === "a") found.links.push(element.protocol);
             }
@@ -62,25 +62,11 @@ def test_hostile_markdown_becomes_harmless_elements(open_page: Open) -> None:
     assert set(found["tags"]) <= TAGS
     assert found["handlers"] == found["sources"] == []
     assert set(found["links"]) == {"http:"}
-    page.wait_for_timeout(50)
     assert page.evaluate("window.hacked") is None
 
 
-def test_hostile_answers_and_titles_are_shown_as_they_are(open_page: Open) -> None:
-    chat = ChatPage(open_page())
-    text = "<img src=x onerror='window.hacked=1'> [a](javascript:window.hacked=1)"
-    chat.say(text)
-    answer = chat.ask(text)
-    expect(answer.locator(".markdown")).to_contain_text(text)
-    expect(answer.locator(".markdown img, .markdown a")).to_have_count(0)
-    expect(chat.page.locator(".said")).to_have_text(text)
-    expect(chat.page.locator(".history-open")).to_have_text(text[:59] + "…")
-    assert chat.page.evaluate("window.hacked") is None
-
-
-def test_scripts_and_styles_cannot_be_added(open_page: Open) -> None:
-    page = open_page()
-    attempts = page.evaluate(
+def test_no_text_becomes_html_and_no_style_applies(open_page: Open) -> None:
+    attempts = open_page().evaluate(
         """() => {
           const tried = {};
           try {
@@ -96,3 +82,15 @@ def test_scripts_and_styles_cannot_be_added(open_page: Open) -> None:
     )
     assert attempts["html"] == "TypeError"  # trusted types
     assert attempts["display"] != "none"
+
+
+def test_hostile_answers_and_titles_are_shown_as_they_are(open_page: Open) -> None:
+    chat = ChatPage(open_page())
+    text = "<img src=x onerror='window.hacked=1'> [a](javascript:window.hacked=1)"
+    chat.say(text)
+    answer = chat.ask(text)
+    expect(answer.locator(".markdown")).to_contain_text(text)
+    expect(answer.locator(".markdown img, .markdown a")).to_have_count(0)
+    expect(chat.page.locator(".said")).to_have_text(text)
+    expect(chat.page.locator(".history-open")).to_have_text(text[:59] + "…")
+    assert chat.page.evaluate("window.hacked") is None
