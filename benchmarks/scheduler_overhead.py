@@ -4,7 +4,8 @@
 
 No model runs: tokens come from a list, because only what surrounds the model is measured. 256
 requests run and 1,000 wait, in three situations: all decode; four end and four start in a step;
-the cache is so small that requests are preempted. The limit is 1 ms, a tenth of a
+the cache is so small that requests are preempted. Each with one owner of all requests, and with 200
+between whom the engine is shared. The limit is 1 ms, a tenth of a
 decoding step of 10 ms. Wall time is what the engine reports of itself; CPU time leaves out what
 other programs on the machine take. Of three interleaved rounds the middle one counts. Writes
 results/scheduler_overhead.json beside this script.
@@ -19,7 +20,7 @@ import random
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -45,18 +46,21 @@ class Situation:
     prompt_tokens: int  # mean, as output_tokens; a request's own are drawn up to half away from it
     output_tokens: int
     num_blocks: int
+    owners: int = 1
 
 
-SITUATIONS = (
+ONE_OWNER = (
     Situation("decode", 400, 100_000, 64_000),
     Situation("turnover", 400, 64, 64_000),
     Situation("preemption", 64, 512, RUNNING * 16),
 )
+SITUATIONS = (*ONE_OWNER, *(replace(situation, owners=200) for situation in ONE_OWNER))
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
     situation: str
+    owners: int
     running: float  # mean over the steps, as all that follow
     computed_tokens: float
     preemptions: float
@@ -110,7 +114,8 @@ def requests(situation: Situation, rng: random.Random) -> Iterator[EngineRequest
         own = round(situation.prompt_tokens * rng.uniform(0.5, 1.5)) - len(shared)
         prompt = shared + [rng.randrange(3, VOCAB) for _ in range(own)]
         output = round(situation.output_tokens * rng.uniform(0.5, 1.5))
-        yield EngineRequest(str(number), prompt, SamplingParams(max_tokens=output))
+        params, owner = SamplingParams(max_tokens=output), str(rng.randrange(situation.owners))
+        yield EngineRequest(str(number), prompt, params, owner)
 
 
 def measure(situation: Situation) -> Measurement:
@@ -146,6 +151,7 @@ def measure(situation: Situation) -> Measurement:
     median = statistics.median(times)
     return Measurement(
         situation.name,
+        situation.owners,
         running=statistics.fmean(running),
         computed_tokens=(executor.computed_tokens - computed_before) / STEPS,
         preemptions=(engine.stats().preemptions - preempted_before) / STEPS,
@@ -191,7 +197,7 @@ def main() -> None:
     RESULT.write_text(json.dumps(document, indent=1) + "\n")
     for m in found:
         print(
-            f"{m.situation:11s} {m.running:4.0f} running, {m.computed_tokens:6.0f} tokens a step, "
+            f"{m.situation:11s} {m.owners:3d} owners, {m.running:4.0f} running, {m.computed_tokens:6.0f} tokens a step, "
             f"{m.preemptions:.2f} preempted: median {m.median_ms:.3f} ms, p99 {m.p99_ms:.3f} ms "
             f"(CPU {m.cpu_median_ms:.3f} and {m.cpu_p99_ms:.3f} ms); limit {m.limit_ms:g} ms, "
             f"{m.limit_over_median:.1f} times the median"

@@ -94,10 +94,17 @@ def scripted(
 
 
 def make_request(
-    name: str = "r", prompt: list[int] | None = None, *, owner: str = "", **params: Any
+    name: str = "r",
+    prompt: list[int] | None = None,
+    *,
+    owner: str = "",
+    weight: float = 1.0,
+    **params: Any,
 ) -> EngineRequest:
     prompt = [5, 6, 7] if prompt is None else prompt
-    return EngineRequest(name, prompt, SamplingParams(**{"seed": 0, **params}), owner)
+    return EngineRequest(
+        name, prompt, SamplingParams(**{"seed": 0, **params}), owner, weight=weight
+    )
 
 
 def lasting_seed(prompt: list[int], num_tokens: int) -> int:
@@ -138,8 +145,10 @@ def run_one(engine: Engine, request: EngineRequest) -> TokenDelta:
         (make_request(stop_token_ids=(99,)), "stop_token_ids", "token id 99"),
         (make_request(logit_bias={64: 1.0}), "logit_bias", "token id 64"),
         (make_request(min_tokens=62), "min_tokens", r"min_tokens is 62.*room for 61"),
+        (make_request(weight=0.0), "weight", r"weight is 0.0; .* between 0.001 and 1000"),
+        (make_request(weight=float("nan")), "weight", "weight is nan"),
     ],
-    ids=["empty", "beyond", "negative", "stop", "bias", "min_tokens"],
+    ids=["empty", "beyond", "negative", "stop", "bias", "min_tokens", "weightless", "nan"],
 )
 def test_a_wrong_request_is_refused(request_: EngineRequest, param: str, message: str) -> None:
     engine, _ = make_engine()
@@ -188,6 +197,18 @@ def test_a_full_queue_says_when_to_come_back() -> None:
     engine.add_request(make_request("5"))
     with pytest.raises(EngineOverloadedError):
         engine.add_request(make_request("6"))
+
+
+def test_who_fills_the_queue_does_not_shut_others_out() -> None:
+    engine, _ = make_engine(max_running_requests=2, max_waiting_requests=3)
+    for n in range(5):
+        engine.add_request(make_request(str(n), ignore_eos=True))
+    for n in range(3):
+        engine.add_request(make_request(f"other {n}", owner=f"other {n}"))
+        with pytest.raises(EngineOverloadedError):  # one is the share of each of so many
+            engine.add_request(make_request("second", owner=f"other {n}"))
+    with pytest.raises(EngineOverloadedError, match="the queue takes 3"):
+        engine.add_request(make_request("last", owner="last"))
 
 
 def test_a_grammar_is_checked_at_the_door() -> None:

@@ -25,7 +25,7 @@ from dropless.errors import ContextLengthError
 
 from .simulated_device import ERROR_TEXT, logprob_of, make_engine, next_token, solo_output
 
-OWNERS = ("", "", "ada")
+OWNERS = ("", "", "ada", "bob")
 STEMS = [[next_token([stem, place], 0) for place in range(24)] for stem in range(2)]
 
 prompts = st.builds(
@@ -51,6 +51,7 @@ arrivals = st.builds(
     params=sampling,
     owner=st.sampled_from(OWNERS),
     priority=st.sampled_from([0, 0, 0, 1, -1]),
+    weight=st.sampled_from([1.0, 1.0, 0.1, 7.0]),
 )
 
 
@@ -241,11 +242,13 @@ class Traffic(RuleBasedStateMachine):
             self.by_id[delta.request_id].push(delta, self.num_steps)
 
     def _check_order(self) -> None:
-        """Who came first, and is no less important, gets its first token first, unless its prompt
-        is long."""
+        """Of an owner's requests whichever came first, and is no less important, gets its first
+        token first, unless its prompt is long."""
         started = [each for each in self.followed if each.first_step is not None]
         for before, after in itertools.combinations(started, 2):
             if len(before.request.prompt_token_ids) > self.long_prompt_tokens:
+                continue
+            if before.request.owner != after.request.owner:
                 continue
             if before.request.priority >= after.request.priority:
                 assert before.first_step <= after.first_step

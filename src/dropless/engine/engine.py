@@ -35,6 +35,7 @@ from dropless.errors import (
 logger = logging.getLogger(__name__)
 
 _MOST_LOST_STEPS = 8  # of a request, since its last token; each for want of memory
+MOST_WEIGHT = 1000.0  # of an owner; its inverse is the least
 RETRY_AFTER_S = 1.0  # when the queue is full; it moves with every request that ends
 
 
@@ -120,14 +121,14 @@ class Engine:
                 code="duplicate_request_id",
             )
         self._check_prompt(message.prompt_token_ids)
-        max_new_tokens = self._room(message)
-        # A request that has a row to start in does not wait.
-        if self._scheduler.num_waiting - self._scheduler.num_free_rows >= self._max_waiting:
-            raise EngineOverloadedError(
-                f"{self._scheduler.num_waiting} requests are waiting already; the queue takes "
-                f"{self._max_waiting}. Try again in {RETRY_AFTER_S:g} s",
-                retry_after_s=RETRY_AFTER_S,
+        if not 1 / MOST_WEIGHT <= message.weight <= MOST_WEIGHT:
+            raise InvalidRequestError(
+                f"weight is {message.weight}; it must be between {1 / MOST_WEIGHT:g} and"
+                f" {MOST_WEIGHT:g}",
+                param="weight",
             )
+        max_new_tokens = self._room(message)
+        self._check_queue(message)
         self._constraints.check(message.params, max_new_tokens)
         self._scheduler.add(self._make_request(message, max_new_tokens))
 
@@ -254,6 +255,22 @@ class Engine:
             self._at_work = step
             self._in_flight.append(_InFlight(step, self._executor.launch(step.input), scheduled))
 
+    def _check_queue(self, message: EngineRequest) -> None:
+        """A request that has a row to start in does not wait. One of an owner within its share
+        finds a place in a queue that others have filled, up to twice its length."""
+        num_waiting = self._scheduler.num_waiting
+        ahead = num_waiting - self._scheduler.num_free_rows
+        if ahead < self._max_waiting:
+            return
+        is_within = self._scheduler.may_join(message.owner, message.priority, message.weight)
+        if is_within and ahead < 2 * self._max_waiting:
+            return
+        raise EngineOverloadedError(
+            f"{num_waiting} requests are waiting already; the queue takes {self._max_waiting}. "
+            f"Try again in {RETRY_AFTER_S:g} s",
+            retry_after_s=RETRY_AFTER_S,
+        )
+
     def _check_prompt(self, token_ids: list[int]) -> None:
         if not token_ids:
             raise InvalidRequestError(
@@ -308,4 +325,5 @@ class Engine:
             num_prompt_tokens=num_prompt,
             max_len=num_prompt + max_new_tokens,
             end_token_ids=frozenset((*eos_token_ids, *params.stop_token_ids)),
+            weight=message.weight,
         )

@@ -32,7 +32,8 @@ _ORDER = attrgetter("order")
 _AT_ONCE = -math.inf
 
 Size: TypeAlias = Callable[[Request], int]  # what a running request holds of what is short
-Turn: TypeAlias = tuple[int, float]  # -priority, virtual time: the smaller, the sooner
+# -priority, virtual time, running requests by weight: the smaller, the sooner
+Turn: TypeAlias = tuple[int, float, float]
 _Entry: TypeAlias = "tuple[Turn, int, Share]"  # the number is the arrival of its first request
 
 
@@ -40,7 +41,9 @@ _Entry: TypeAlias = "tuple[Turn, int, Share]"  # the number is the arrival of it
 class _Level:
     """All owners at one priority."""
 
+    order: int  # -priority
     now: float = 0.0  # the virtual time
+    most: float = 0.0  # of what its owners were served
     weight: float = 0.0  # of all together
     shares: dict[str, Share] = field(default_factory=dict)
 
@@ -52,9 +55,12 @@ class Share:
     level: _Level
     owner: str
     served: float  # tokens by weight, in virtual time
+    counted: float  # of `served`, what has moved the clock
     weight: float = 0.0
     num_live: int = 0
     num_running: int = 0
+    has_started: bool = False  # a request, since this owner was away
+    is_within: bool = True  # as of the beginning of the step
     waiting: list[Request] = field(default_factory=list)  # in order of arrival
     num_passed: int = 0  # so many of these, the first, stand still in this step
 
@@ -63,8 +69,8 @@ class FairQueue:
     """Requests that wait, and what is known of the owners of those that run.
 
     The scheduler tells when a request comes (`add`), ends (`discard`), is preempted (`put_back`)
-    and is computed further (`charge`). It starts the `first` one with `take`, and closes every step
-    with `end_step`.
+    and is computed further (`charge`). In a step, which begins with `begin_step`, it starts the
+    `first` one with `take` or lets others go before it with `pass_over`.
     """
 
     def __init__(self, max_running: int, head_start: int) -> None:
@@ -75,9 +81,7 @@ class FairQueue:
         self._weight = 0.0  # of all levels
         self._num_live: Counter[str] = Counter()  # of each owner
         self._num_waiting = 0
-        self._turns: list[_Entry] | None = (
-            None  # a heap; those whose turn has moved on are too early
-        )
+        self._turns: list[_Entry] = []  # a heap; one whose turn has moved on may stand too early
 
     def __len__(self) -> int:
         return self._num_waiting
@@ -89,24 +93,40 @@ class FairQueue:
 
     # Requests come and go
 
+    def may_join(self, owner: str, priority: int, weight: float) -> bool:
+        """Whether an owner would be within its share with one more request."""
+        level = self._levels.get(-priority)
+        share = None if level is None else level.shares.get(owner)
+        if share is None:
+            return True
+        whole = self._weight - share.weight + weight
+        return self._fits(share.num_live + 1, weight, whole)
+
     def add(self, request: Request) -> None:
         """A new request waits."""
-        level = self._levels.setdefault(request.order[0], _Level())
+        order = request.order[0]
+        level = self._levels.setdefault(order, _Level(order))
         share = level.shares.get(request.owner)
         if share is None:
-            share = level.shares[request.owner] = Share(level, request.owner, level.now)
+            share = level.shares[request.owner] = Share(level, request.owner, level.now, level.now)
         elif not share.waiting:
-            share.served = max(share.served, level.now)
+            behind = max(0.0, level.now - share.served)
+            share.served += behind
+            share.counted += behind
         self._weigh(share, request.weight)
         share.num_live += 1
         self._num_live[request.owner] += 1
         request.share = share
-        self._insert(request)
+        insort(share.waiting, request, key=_ORDER)
+        self._num_waiting += 1
 
     def put_back(self, request: Request) -> None:
-        """A running request waits again."""
-        request.share.num_running -= 1
-        self._insert(request)
+        """A running request waits again, and may start in the same step."""
+        share = request.share
+        share.num_running -= 1
+        insort(share.waiting, request, key=_ORDER)
+        self._num_waiting += 1
+        heapq.heappush(self._turns, self._entry(share))
 
     def discard(self, request: Request, *, was_running: bool) -> None:
         """A request has ended."""
@@ -116,21 +136,20 @@ class FairQueue:
         else:
             del share.waiting[bisect_left(share.waiting, request.order, key=_ORDER)]
             self._num_waiting -= 1
-            self._turns = None
-        share.num_live -= 1
-        if not share.num_live:
-            self._weigh(share, 0.0)
-            del share.level.shares[share.owner]
-            if not share.level.shares:
-                del self._levels[request.order[0]]
         self._num_live[share.owner] -= 1
         if not self._num_live[share.owner]:
             del self._num_live[share.owner]
+        share.num_live -= 1
+        if not share.num_live:
+            self._leave(share)
 
-    def _insert(self, request: Request) -> None:
-        insort(request.share.waiting, request, key=_ORDER)
-        self._num_waiting += 1
-        self._turns = None
+    def _leave(self, share: Share) -> None:
+        level = share.level
+        level.now += (share.served - share.counted) * share.weight / level.weight
+        self._weigh(share, 0.0)
+        del level.shares[share.owner]
+        if not level.shares:
+            del self._levels[level.order]
 
     def _weigh(self, share: Share, weight: float) -> None:
         more = weight - share.weight
@@ -138,70 +157,64 @@ class FairQueue:
         share.level.weight += more
         self._weight += more
 
+    def _fits(self, num_live: int, weight: float, whole: float) -> bool:
+        """Whether so many live requests are within the share of one by `weight` of the `whole`."""
+        return num_live == 1 or num_live * whole <= self._max_running * weight
+
     # Who is served, how much
 
     def charge(self, request: Request, num_tokens: int) -> None:
-        """So many more tokens of a request are about to be computed."""
+        """So many more tokens of a prompt are about to be computed."""
         charged = max(request.num_computed, request.num_charged)
         num_tokens += request.num_computed - charged
         if num_tokens > 0:
             request.num_charged = charged + num_tokens
-            share = request.share
-            share.served += num_tokens / share.weight
-            share.level.now += num_tokens / share.level.weight
+            request.share.served += num_tokens / request.share.weight
 
-    def end_step(self) -> None:
-        """Nobody starts any more in this step: the clocks move on."""
-        self._turns = None
+    def charge_each(self, requests: Iterable[Request]) -> None:
+        """One more token of each is about to be computed."""
+        for request in requests:
+            if request.num_computed >= request.num_charged:
+                share = request.share
+                share.served += 1.0 / share.weight
+
+    def begin_step(self) -> None:
+        """The clocks move on by what was computed, and nobody is passed over any more."""
+        self._turns = turns = []
         for level in self._levels.values():
-            shares = level.shares.values()
-            waiting = [share.served for share in shares if share.waiting]
-            served = min(waiting) if waiting else max(share.served for share in shares)
-            level.now = max(level.now, served)
-            for share in shares:
+            tokens, least, most = 0.0, math.inf, 0.0
+            for share in level.shares.values():
+                served, weight = share.served, share.weight
+                tokens += (served - share.counted) * weight
+                share.counted = served
+                most = max(most, served)
+                share.is_within = self._fits(share.num_live, weight, self._weight)
                 share.num_passed = 0
+                if share.waiting:
+                    least = min(least, served)
+                    turns.append(self._entry(share))
+            level.most = most
+            level.now = max(level.now + tokens / level.weight, min(least, most))
+        heapq.heapify(turns)
 
-    def is_within(self, share: Share) -> bool:
-        """Whether this owner has no more live requests than its part of the rows; one at least."""
-        if share.num_live == 1:
-            return True
-        return share.num_live * self._weight <= self._max_running * share.weight
+    # Who starts
 
-    def may_join(self, owner: str, priority: int, weight: float) -> bool:
-        """Whether an owner would be within its share with one more request."""
-        level = self._levels.get(-priority)
-        share = None if level is None else level.shares.get(owner)
-        if share is None:
-            return True
-        others = self._weight - share.weight
-        return (share.num_live + 1) * (others + weight) <= self._max_running * weight
-
-    def turn(self, request: Request) -> Turn:
+    def turn(self, request: Request, *, is_long: bool = False) -> Turn:
         """When the turn of this request's prompt is. Who had begun already, of an owner within its
-        share, goes on at once: its owner sees it stand still."""
+        share, goes on at once: its owner sees it stand still. A long one keeps the turn that it had
+        in the beginning, or all long ones together would be computed at the pace of the last."""
         share = request.share
-        when = share.served
-        if self.is_within(share):
-            if request.row == NO_ROW and request.scheduled_time:
+        when = request.began_at if is_long else share.served
+        if share.is_within:
+            if request.scheduled_time and request.row == NO_ROW:
                 when = _AT_ONCE
             else:
                 when -= self._head_start / share.weight
-        return request.order[0], when
-
-    # Who starts
+        return request.order[0], when, share.num_running / share.weight
 
     def first(self) -> Request | None:
         """Whose turn it is of those waiting that are not passed over."""
         turns = self._turns
-        if turns is None:
-            shares = [
-                share
-                for level in self._levels.values()
-                for share in level.shares.values()
-                if len(share.waiting) > share.num_passed
-            ]
-            turns = self._turns = list(map(self._entry, shares))
-            heapq.heapify(turns)
         while turns:
             share = turns[0][-1]
             if len(share.waiting) <= share.num_passed:
@@ -213,17 +226,17 @@ class FairQueue:
             heapq.heapreplace(turns, entry)
         return None
 
-    def pass_over(self) -> None:
+    def pass_over(self, request: Request) -> None:
         """The first one stands still in this step, and lets others go."""
-        assert self._turns
-        self._turns[0][-1].num_passed += 1
+        request.share.num_passed += 1
 
-    def take(self) -> None:
+    def take(self, request: Request) -> None:
         """The first one starts."""
-        assert self._turns
-        share = self._turns[0][-1]
+        share = request.share
         del share.waiting[share.num_passed]
         share.num_running += 1
+        share.has_started = True
+        request.began_at = share.served
         self._num_waiting -= 1
 
     def _entry(self, share: Share) -> _Entry:
@@ -232,43 +245,63 @@ class FairQueue:
 
     # Who gives way
 
-    def part_of(self, request: Request, budget: int) -> int:
-        """How much of a step's budget is its owner's, by weight; none if that has more requests
-        than its share."""
-        share = request.share
-        return int(budget * share.weight / self._weight) if self.is_within(share) else 0
+    def part_of(self, share: Share, budget: int) -> int:
+        """How much of a step's budget is this owner's, by weight."""
+        return int(budget * share.weight / self._weight)
 
     def for_start(
         self, request: Request, running: Iterable[Request], size: Size, needed: int
     ) -> Iterator[Request]:
         """Which of `running` may be preempted to let a waiting request start, one after the other:
-        always the youngest of the owner that then holds most by weight. No owner within its share
-        is among them, nor is so much taken from one that less is left to it than the request's
-        owner has with the `needed` it asks for. That owner must be within its share, have nothing
-        running, or be behind by more than a head start."""
+        always the youngest of the owner that then holds most by weight.
+        No owner within its share is among them, nor is so much taken from one that less is left to
+        it than the request's owner has with the `needed` it asks for. That owner must be within its
+        share, new, or behind by more than a head start."""
         own, own_size = request.share, needed
-        held: defaultdict[Share, int] = defaultdict(int)
+        held = dict.fromkeys(self._who_gives_way(request), 0)
+        if not held:
+            return
         theirs: defaultdict[Share, list[Request]] = defaultdict(list)
         for other in running:
             share = other.share
             if share is own:
                 own_size += size(other)
-            elif share.owner != own.owner and other.order[0] >= request.order[0]:
+            elif share in held:
                 held[share] += size(other)
                 theirs[share].append(other)
-        if not self.is_within(own) and own.num_running:
-            behind = own.served + self._head_start / own.weight
-            ahead = [s for s in theirs if s.level is own.level and behind < s.served]
-        else:
-            ahead = list(theirs)
-        beyond = [share for share in ahead if not self.is_within(share)]
-        while beyond:
-            largest = max(beyond, key=lambda share: held[share] / share.weight)
+        while True:
+            largest = max(held, key=lambda share: held[share] / share.weight)
+            if not theirs[largest]:
+                return
             victim = theirs[largest].pop()
             held[largest] -= size(victim)
             if held[largest] / largest.weight < own_size / own.weight:
                 return
+            if not (own.is_within or self._is_worth(victim, own)):
+                return
             yield victim
+
+    def _who_gives_way(self, request: Request) -> list[Share]:
+        own = request.share
+        behind = (own.level.most - own.served) * own.weight
+        if not own.is_within and own.has_started and behind <= self._head_start:
+            return []
+        return [
+            share
+            for order, level in self._levels.items()
+            if order >= request.order[0]
+            for share in level.shares.values()
+            if share.num_running > 1 and not share.is_within and share.owner != own.owner
+        ]
+
+    def _is_worth(self, victim: Request, own: Share) -> bool:
+        """Whether an owner not within its share may have this one preempted: new, or so far behind
+        that more than a head start is left when the victim is computed again. So where rows come
+        free by themselves nobody is preempted for what one prompt more or less makes."""
+        other = victim.share
+        ahead = (other.served - own.served) * min(other.weight, own.weight)
+        is_behind = other.level is own.level and ahead > self._head_start + len(victim.token_ids)
+        return is_behind or not own.has_started
 
     def for_growth(self, request: Request, running: Sequence[Request], size: Size) -> Request:
         """Which of `running` makes room for one of them that finds no free block; itself if it is
@@ -286,7 +319,7 @@ class FairQueue:
         beyond = [
             share
             for share, each in youngest.items()
-            if each.order[0] == last.order[0] and not self.is_within(share)
+            if each.order[0] == last.order[0] and not share.is_within
         ]
         if not beyond:
             return last

@@ -42,6 +42,7 @@ class Request:
     started_in: int = NOT_STARTED  # the number of the step in which it took its row
     num_lost_steps: int = 0  # failed ones, since its last token
     num_charged: int = 0  # leading tokens that cost its owner nothing more
+    began_at: float = 0.0  # virtual time at which it took its row
     has_displaced: bool = False  # others were preempted to let it start
     ended: bool = False  # what steps still bring for it is of no interest
     blocks: list[int] = field(default_factory=list)

@@ -161,11 +161,12 @@ class Scheduler:
         no request is live, or what is pending must come first."""
         self._num_steps += 1
         plan = StepPlan(self._budget)
+        self._waiting.begin_step()
         self._schedule_running(plan)
         self._schedule_waiting(plan)
-        step = self._make_step(plan) if plan.decodes or plan.chunks else None
-        self._waiting.end_step()
-        return step
+        if not plan.decodes and not plan.chunks:
+            return None
+        return self._make_step(plan)
 
     def update(self, step: ScheduledStep, result: StepResult) -> list[TokenDelta]:
         """Take in the outcome of the oldest step. Returns a delta for each request that got a token
@@ -240,19 +241,22 @@ class Scheduler:
         plan.long_budget = self._long_budget(len(plan.decodes), plan.budget)
         waiting = self._waiting
         if waiting.is_shared:
-            longer.sort(key=waiting.turn)
+            longer.sort(key=self._turn)
         for request in longer:
             if request.row != NO_ROW:
                 plan.promise(request, self._cache.num_missing(request))
         for request in longer:
             if waiting.is_shared:
-                self._schedule_waiting(plan, waiting.turn(request))
+                self._schedule_waiting(plan, self._turn(request))
             if request.row == NO_ROW:
                 continue
             wanted = self._wanted(request, plan)
             granted = self._make_room(request, wanted, plan) if wanted else 0
             if granted:
                 self._add_chunk(request, granted, plan)
+
+    def _turn(self, request: Request) -> Turn:
+        return self._waiting.turn(request, is_long=request in self._long)
 
     def _schedule_waiting(self, plan: StepPlan, before: Turn | None = None) -> None:
         """Start waiting requests in order, those whose turn is `before` another's. Who finds no
@@ -266,16 +270,17 @@ class Scheduler:
             if plan.long_budget or request not in self._long:
                 self._note_length(request)  # its beginning may be known by now, or no longer
             if not plan.long_budget and request in self._long:
-                waiting.pass_over()
+                waiting.pass_over(request)
                 continue
             if not self._wanted(request, plan) or not self._start(request, plan):
                 return
-            waiting.take()
+            wanted = self._wanted(request, plan)  # its beginning may be computed by now
+            waiting.take(request)
             insort(self._running, request, key=_ORDER)
             if request.scheduled_time == 0.0:
                 self._count_start(request)
             plan.new_requests.append(request.start(self._free_rows.pop(), self._num_steps))
-            self._add_chunk(request, self._cache.grow(request, self._wanted(request, plan)), plan)
+            self._add_chunk(request, self._cache.grow(request, wanted), plan)
 
     def _start(self, request: Request, plan: StepPlan) -> bool:
         """Give a waiting request its known prefix, if there is a row for it and blocks. Others are
@@ -296,7 +301,7 @@ class Scheduler:
 
     def _victims(self, request: Request, reserve: int) -> list[Request]:
         """Whom to preempt so that a waiting request can start; none if they would not do."""
-        others = [other for other in self._running if other.started_in < self._num_steps]
+        others = (other for other in self._running if other.started_in < self._num_steps)
         needed = self._cache.num_needed(request)
         lacking = reserve + needed - self._cache.num_free
         victims: list[Request] = []
@@ -325,24 +330,28 @@ class Scheduler:
         wanted = len(request.token_ids) - request.num_computed
         room = plan.budget
         if self._waiting.is_shared:
-            is_within = self._waiting.is_within(request.share)
+            is_within = request.share.is_within
             if not is_within and plan.is_quiet(request):
                 return 0
             if is_within and room < wanted:
-                part = self._waiting.part_of(request, self._budget)
-                room = max(room, min(part, room + len(self._standing_still(request, plan))))
+                part = self._waiting.part_of(request.share, self._budget)
+                if room < part:
+                    plan.spare = self._may_stand_still(request, plan)
+                    room = min(part, room + len(plan.spare))
         if request in self._long:
             room = min(room, plan.long_budget)
         return min(room, wanted)
 
-    def _standing_still(self, request: Request, plan: StepPlan) -> list[Request]:
-        """Of those in the step who generate, whoever may be left out of it for a prompt."""
+    def _may_stand_still(self, request: Request, plan: StepPlan) -> list[Request]:
+        """Of those in the step who generate, whoever may be left out of it for a prompt: whose turn
+        is later."""
+        turn = self._waiting.turn(request)
         return [
             other
             for other in plan.decodes
-            if other.order[0] >= request.order[0]
+            if not other.share.is_within
             and other.started_in < self._num_steps
-            and not self._waiting.is_within(other.share)
+            and self._waiting.turn(other) > turn
         ]
 
     def _add_chunk(self, request: Request, num_tokens: int, plan: StepPlan) -> None:
@@ -350,10 +359,10 @@ class Scheduler:
         plan.promise(request, self._cache.num_missing(request))
         if self._waiting.is_shared:
             self._waiting.charge(request, num_tokens)
-            if self._waiting.is_within(request.share):
+            if request.share.is_within:
                 plan.keep_quiet(request)
             if plan.budget < 0:
-                plan.leave_out(self._standing_still(request, plan)[plan.budget :])
+                plan.leave_out_spare()
         if request in self._long:
             plan.long_budget -= num_tokens
             plan.has_long_prompt = True
@@ -418,8 +427,7 @@ class Scheduler:
         requests = [*plan.decodes, *plan.chunks]
         num_tokens = [1] * len(plan.decodes) + list(plan.chunks.values())
         if self._waiting.is_shared:
-            for request in plan.decodes:
-                self._waiting.charge(request, 1)
+            self._waiting.charge_each(plan.decodes)
         num_computed = [request.num_computed for request in requests]
         step = StepInput(
             rows=[request.row for request in requests],

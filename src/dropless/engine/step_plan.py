@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dropless.engine.request import Request
+from dropless.engine.request import NO_ROW, Request
 from dropless.engine.step import NewRequest
 
 
@@ -19,6 +19,9 @@ class StepPlan:
     decodes: list[Request] = field(default_factory=list)  # one token each
     chunks: dict[Request, int] = field(default_factory=dict)
     new_requests: list[NewRequest] = field(default_factory=list)
+    spare: list[Request] = field(
+        default_factory=list
+    )  # of `decodes`, who may be left out for a prompt
     _promised: dict[Request, int] = field(default_factory=dict)
     _quiet: int | None = None  # the order of the most important prompt that others leave room to
 
@@ -38,9 +41,10 @@ class StepPlan:
             self.decodes.remove(request)
             self.budget += 1
 
-    def leave_out(self, decodes: list[Request]) -> None:
-        """They stand still in this step."""
-        left_out = set(decodes)
+    def leave_out_spare(self) -> None:
+        """As many of these as there are tokens too many stand still in this step."""
+        spare = [request for request in self.spare if request.row != NO_ROW]
+        left_out = set(spare[self.budget :])
         self.decodes = [request for request in self.decodes if request not in left_out]
         self.budget += len(left_out)
 
