@@ -83,6 +83,14 @@ def test_query_as_a_table(data: Path) -> None:
     ]
 
 
+def test_a_wide_result_has_its_columns_one_below_the_other(data: Path) -> None:
+    text = output(data, "query", "FROM tiny_payload WHERE databricks_request_id = 'req-1'")
+    lines = text.splitlines()
+    assert lines[0].split() == ["databricks_request_id", "req-1"]
+    assert "requester              ada" in lines
+    assert lines[-1] == "(1 row)"
+
+
 def test_query_for_programs(data: Path, tmp_path: Path) -> None:
     sql = (
         "SELECT p.databricks_request_id AS id, p.request_time, logging_error_codes, usage_context "

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MAX_SHOWN_ROWS = 100
 MAX_SHOWN_CHARACTERS = 300
 _PREVIEW_CHARACTERS = 60
+_READABLE_WIDTH = 40  # of a column: longer texts are folded
 
 
 def write_result(result: QueryResult, format: str, out: Path | None) -> None:
@@ -43,20 +44,33 @@ def _write(result: QueryResult, format: str, file: IO[str]) -> None:
 
 
 def _write_table(result: QueryResult, file: IO[str]) -> None:
+    """Columns side by side, or one below the other where they would not be readable so."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in result.columns:
-        table.add_column(Text(name), overflow="fold")
+    console = Console(file=file, highlight=False)
+    shown: list[list[str]] = []
     total = 0
     for row in result:
         total += 1
         if total <= MAX_SHOWN_ROWS:
-            table.add_row(*(Text(_shortened(value)) for value in row))
-    console = Console(file=file, highlight=False)
-    console.print(table)
+            shown.append([_shortened(value) for value in row])
+    columns = list(zip(result.columns, *shown, strict=True))
+    widths = [max(min(len(cell), _READABLE_WIDTH) for cell in column) + 2 for column in columns]
+    if sum(widths) > console.width:
+        name_width = max(len(name) for name in result.columns)
+        for cells in shown:
+            for name, cell in zip(result.columns, cells, strict=True):
+                console.print(Text(f"{name:<{name_width}}  {cell}"), soft_wrap=True)
+            console.print()
+    else:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for name in result.columns:
+            table.add_column(Text(name), overflow="fold")
+        for cells in shown:
+            table.add_row(*(Text(cell) for cell in cells))
+        console.print(table)
     more = "" if total <= MAX_SHOWN_ROWS else f", the first {MAX_SHOWN_ROWS} shown"
     console.print(f"({total} row{'' if total == 1 else 's'}{more})")
 

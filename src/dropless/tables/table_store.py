@@ -157,6 +157,8 @@ class TableStore:
                 configuration=table_properties(kind),
                 storage_options=self.storage_options,
             )
+            if self.is_local and self._open[name].version() == 0:
+                _sync(Path(self.uri(name)), -1, 0)
         return self._open[name]
 
 
@@ -182,7 +184,7 @@ def _sync(folder: Path, after: int, last: int) -> None:
         for action in _actions(entry)
         if "add" in action
     ]
-    for path in [*added, *{path.parent for path in added}, *entries, log]:
+    for path in [*added, *{path.parent for path in added}, *entries, log, folder]:
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:  # of another writer, and compacted meanwhile
