@@ -70,6 +70,24 @@ BAD: dict[str, tuple[str, bytes, int, str | None, str]] = {
     "infinity": (CHAT, chat(presence_penalty=float("inf")), 400, None, "presence_penalty is inf"),
     "too large for a float": (CHAT, chat().replace(b"4}", b"4e999}"), 400, None, "max_tokens"),
     "huge integer": (CHAT, chat(seed=10**30), 400, None, "seed is 10+"),
+    "top_k that no engine can hold": (CHAT, chat(top_k=2**63), 400, None, "top_k is 9223372036854"),
+    "min_tokens without end": (TEXT, text(min_tokens=10**30), 400, None, "min_tokens is 1000000"),
+    "a stop token of no model": (TEXT, text(stop_token_ids=[2**64]), 400, None, "stop_token_ids"),
+    "a negative stop token": (TEXT, text(stop_token_ids=[-1]), 400, None, "stop_token_ids is -1"),
+    "a bias for a huge id": (
+        CHAT,
+        chat(logit_bias={str(2**64): 1}),
+        400,
+        None,
+        "logit_bias is 1844",
+    ),
+    "a penalty that divides by nothing": (
+        CHAT,
+        chat(repetition_penalty=5e-324),
+        400,
+        None,
+        "repetition_penalty is 5e-324",
+    ),
     "negative max_tokens": (CHAT, chat(max_tokens=-1), 400, None, "max_tokens is -1"),
     "bias for no token": (CHAT, chat(logit_bias={"99999": 1}), 400, None, "99999"),
     "top_k that no message holds": (CHAT, chat(top_k=2**64), 400, None, "top_k is 18446744073709"),
@@ -136,6 +154,14 @@ def test_bad_input_gets_a_clear_answer(server: ServerProcess, name: str, stream:
     assert error["code"] == code
     assert re.search(says, error["message"]), error["message"]
     assert response.headers["x-request-id"].startswith("req-")
+
+
+def test_the_largest_and_smallest_values_are_served(server: ServerProcess) -> None:
+    fields = {"top_k": 2**31 - 1, "min_p": 1, "top_p": 1, "seed": 2**63 - 1}
+    tiny = {"repetition_penalty": 0.01, "temperature": 5e-324, "top_p": 5e-324, "min_p": 5e-324}
+    for asked in (fields, tiny):
+        response = httpx.post(f"{server.url}{TEXT}", content=text(**asked), timeout=30)
+        assert response.status_code == 200, response.text
 
 
 def test_a_large_body_without_its_length_is_refused_while_it_comes(server: ServerProcess) -> None:

@@ -44,6 +44,7 @@ def test_offsets_count_characters_also_within_one() -> None:
 @given(st.binary(min_size=1, max_size=12))
 @example(b"\x80`")
 @example(b"\xe6\xbca\xe6")
+@example(b"\xed\xa0\x00")
 def test_offsets_in_text_that_is_no_utf_8(data: bytes) -> None:
     text = data.decode(errors="replace")
     offsets = LegacyLogprobs(NAMES, 0).add(list(data), entries(list(data)))["text_offset"]

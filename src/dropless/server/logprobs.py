@@ -94,7 +94,9 @@ class LegacyLogprobs:
         begun = self._decoder.getstate()[0]
         start = self._offset
         if begun and data and not _continues(begun, data[:1]):
-            start += 1  # what was begun stays incomplete: one U+FFFD stands before the token
+            # What was begun stays incomplete: a U+FFFD stands before the token, or for the first
+            # two bytes of a surrogate two.
+            start += len(begun.decode(errors="replace"))
         self._offset += len(self._decoder.decode(data))
         return start
 

@@ -122,7 +122,7 @@ def _parameter(name: str, place: str) -> Schema:
 def _responses(path: str, told: Schema) -> Schema:
     content: Schema = {"application/json": {"schema": _ref(told["answer"])}}
     if "stream" in told:
-        events = {"type": "string", "description": f"Events whose data is a {told['stream']}."}
+        events = {"description": f"Server-sent events whose data is a {told['stream']}, as JSON."}
         content["text/event-stream"] = {"schema": events}
     responses: Schema = {"200": {"description": "As asked.", "content": content}}
     shape = _ref("PlatformError" if is_platform_path(path) else "Error")
