@@ -61,7 +61,6 @@ TABLE = TableName("main", "default", "bench_payload")
 WORDS = ["".join(letters) for letters in itertools.product("bdklmnrst", "aeiou", "gnrst", "aeio")]
 CONCURRENCY = 16
 START_S = 300.0
-FLUSH_S = 15.0  # a quarter of the default: commits weigh more here than they do
 
 
 class _Endpoints:
@@ -189,7 +188,6 @@ class Server:
         config = {
             "server": {"port": 0},
             "data": str(folder / "data"),
-            "tables": {"flush_seconds": FLUSH_S},
             "endpoints": [endpoint],
         }
         folder.mkdir(exist_ok=True)

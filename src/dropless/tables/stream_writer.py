@@ -7,6 +7,7 @@ the rows that it has. Segments are deleted when every table has their rows.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import defaultdict
 from pathlib import Path
@@ -29,10 +30,13 @@ def app_id(stream: Path) -> str:
     return f"dropless/{stream.parent.name}/{stream.name}"
 
 
+_payload_table = functools.cache(TableName.parse)
+
+
 def table_of(row: Row, stream: str) -> TableName:
     """The table of a row: a stream is called like the one of its payload rows."""
     if isinstance(row, PayloadRow):
-        return TableName.parse(stream)
+        return _payload_table(stream)
     return USAGE if isinstance(row, UsageRow) else SERVED_ENTITIES
 
 
