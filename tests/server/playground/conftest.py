@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import sync_playwright
 
+from tests.server.playground.company import Company, found
 from tests.server.server_process import ServerProcess
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -31,20 +33,28 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def company(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Company]:
+    company = found(model_folder, tmp_path_factory.mktemp("company"))
+    yield company
+    company.server.close()
+
+
 @pytest.fixture
 def open_page(server: ServerProcess, browser: Any) -> Iterator[Callable[..., Any]]:
-    """Opens a path of the server in a profile of its own; the keywords are Playwright's for a
-    context. Fails the test that asks another host for anything, or has an error in a script."""
+    """Opens a path of the server, or of the one at `home`, in a profile of its own; other keywords
+    are Playwright's for a context. Fails the test that asks another host for anything, or has an
+    error in a script."""
     contexts, problems = [], []
 
-    def open_(path: str = "/", **options: Any) -> Any:
+    def open_(path: str = "/", home: str = server.url, **options: Any) -> Any:
         context = browser.new_context(**options)
         contexts.append(context)
         context.set_default_timeout(10_000)
         page = context.new_page()
         page.on("pageerror", lambda error: problems.append(f"script: {error}"))
-        page.on("request", lambda request: problems.extend(elsewhere(request.url, server.url)))
-        page.goto(server.url + path)
+        page.on("request", lambda request: problems.extend(elsewhere(request.url, home)))
+        page.goto(home + path)
         return page
 
     yield open_

@@ -1,4 +1,4 @@
-"""The JSON behind the dashboard: over HTTP as anybody, and who may see what."""
+"""The JSON behind the dashboard, and who may see what of it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
-from pydantic import ValidationError
-from starlette.exceptions import HTTPException
-from starlette.testclient import TestClient
-from starlette.types import Receive, Scope, Send
 
-from dropless.server.call import Call
-from dropless.server.errors import error_response
-from dropless.server.identity.principal import LOCAL, Grant, Principal
-from dropless.server.live_numbers import LiveNumbers
-from dropless.server.playground.dashboard import Dashboard
-from dropless.server.playground.shapes import EndpointState, ServedExperts
+from tests.server.playground.company import Company
 from tests.server.server_process import ServerProcess
 from tests.server.tiny_model import MODEL_ID
 
@@ -71,97 +61,111 @@ def test_numbers_of_real_requests(server: ServerProcess) -> None:
         ("rows?limit=201", "limit"),
         ("rows?status=abc", "status"),
         ("rows?until=x", "until"),
+        ("rows?cursor=x", "cursor"),
         ("rows?sql=drop", "sql"),
     ],
 )  # fmt: skip
-def test_wrong_queries_are_named(path: str, says: str) -> None:
-    response = client(LOCAL).get(f"{BASE}/{path}")
+def test_wrong_queries_are_named(company: Company, path: str, says: str) -> None:
+    with company.client("root") as http:
+        response = http.get(f"{BASE}/{path}")
     assert response.status_code == 400
     assert response.json()["error_code"] == "INVALID_PARAMETER_VALUE"
     assert says in response.json()["message"]
 
 
-class Table:
-    """Three rows of two users, and what it was asked for."""
-
-    def __init__(self) -> None:
-        self.asked: dict[str, Any] = {}
-        self.rows = {
-            f"req-{i}": {"databricks_request_id": f"req-{i}", "requester": who, "endpoint": "dbrx"}
-            for i, who in enumerate(("ada", "grace", "ada"))
-        }
-
-    async def search(self, **asked: Any) -> dict[str, Any]:
-        self.asked = asked
-        found = [r for r in self.rows.values() if asked["requester"] in (None, r["requester"])]
-        return {"rows": found, "cursor": None}
-
-    async def row(self, databricks_request_id: str) -> dict[str, Any] | None:
-        return self.rows.get(databricks_request_id)
+def names(rows: list[dict[str, Any]], key: str) -> set[str]:
+    return {row[key] for row in rows}
 
 
-def client(principal: Principal, table: Table | None = None) -> TestClient:
-    numbers = LiveNumbers()
-    for name in ("ada", "grace"):
-        call = Call("req-1", time.time(), "chat", Principal(name), "dbrx")
-        call.end_time, call.status_code = time.time(), 200
-        numbers.began(call)
-        numbers.ended(call)
-    endpoints = [EndpointState(name, "READY", []) for name in ("dbrx", "secret")]
-    experts = [ServedExperts(e.name, e.name, 1, 60.0, [[1]], [[1]]) for e in endpoints]
-    app = FastAPI()
-    dashboard = Dashboard(numbers, lambda: endpoints, lambda: experts, table or Table())
-    app.include_router(dashboard.router())
-    for kind in (ValidationError, HTTPException):
-        app.add_exception_handler(kind, error_response)
-
-    async def asked_by(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["principal"] = principal
-        await app(scope, receive, send)
-
-    return TestClient(asked_by)
+@pytest.fixture(scope="module")
+def asked(company: Company) -> list[dict[str, Any]]:
+    """Calls of two users, as an administrator finds them by the word that they have."""
+    for user in ("ada", "bob"):
+        assert company.ask(user, f"Audit: a question of {user}").status_code == 200
+    assert company.ask("ada", "Audit: one", "limited").status_code == 200
+    assert company.ask("ada", "Audit: two", "limited").status_code == 429
+    assert company.ask("ada", "Audit: three", temperature=9).status_code == 400
+    return company.wait_for_rows(5, text="audit:")
 
 
-ADA = Principal("ada", grants=(Grant("CAN_QUERY", "dbrx"),))
-MANAGER = Principal("bob", grants=(Grant("CAN_MANAGE", "dbrx"),))
+def test_rows_have_what_was_asked_and_how_it_went(
+    company: Company, asked: list[dict[str, Any]]
+) -> None:
+    assert len(asked) == 5
+    times = [row["request_time"] for row in asked]
+    assert times == sorted(times, reverse=True)
+    [row] = company.rows("root", text="a question of ADA")
+    assert "Audit: a question of ada" in row["request"]
+    assert (row["status_code"], row["requester"], row["endpoint"]) == (200, "ada", "tiny")
+    assert row["output_token_count"] == 3
+
+    def found(**query: Any) -> list[str]:
+        rows = company.rows("root", text="audit:", **query)
+        return sorted(json.loads(row["request"])["messages"][0]["content"] for row in rows)
+
+    assert found(status="4xx") == ["Audit: three", "Audit: two"]
+    assert found(status="429") == ["Audit: two"]
+    assert found(endpoint="limited") == ["Audit: one", "Audit: two"]
+    assert found(since=time.time() + 60) == []
+
+    with company.client("root") as http:
+        query: dict[str, Any] = {"text": "audit:", "limit": 3}
+        page = http.get(f"{BASE}/rows", params=query).json()
+        rest = http.get(f"{BASE}/rows", params={**query, "cursor": page["cursor"]}).json()
+        assert [*page["rows"], *rest["rows"]] == asked
+        assert rest["cursor"] is None
+        whole = http.get(f"{BASE}/rows/{row['databricks_request_id']}").json()
+    assert whole == row  # which is short enough for a list
+    assert json.loads(whole["response"])["usage"]["completion_tokens"] == 3
 
 
-def test_a_user_sees_what_is_theirs() -> None:
-    table = Table()
-    http = client(ADA, table)
-    live = http.get(f"{BASE}/live").json()
-    assert [endpoint["name"] for endpoint in live["endpoints"]] == ["dbrx"]
-    experts = http.get(f"{BASE}/expert-load").json()["served_entities"]
-    assert [served["endpoint"] for served in experts] == ["dbrx"]
-    usage = http.get(f"{BASE}/usage").json()
-    assert [user["name"] for user in usage["users"]] == ["ada"]
-    assert (usage["everybody"], usage["statuses"]) == (False, {})
-    for query in ("", "?requester=grace", "?endpoint=dbrx", "?endpoint=dbrx&requester=grace"):
-        rows = http.get(f"{BASE}/rows{query}").json()["rows"]
-        assert [row["databricks_request_id"] for row in rows] == ["req-0", "req-2"]
-    assert http.get(f"{BASE}/rows/req-0").status_code == 200
-    assert http.get(f"{BASE}/rows/req-1").status_code == 404
-    assert http.get(f"{BASE}/rows/req-9").status_code == 404
+def test_who_sees_which_rows(company: Company, asked: list[dict[str, Any]]) -> None:
+    assert names(asked, "requester") == {"ada", "bob"}
+    assert names(company.rows("ada"), "requester") == {"ada"}
+    with company.client("ada") as http:
+        refused = http.get(f"{BASE}/rows", params={"requester": "bob"})
+    assert refused.status_code == 403
+    assert "CAN_MANAGE" in refused.json()["message"]
+    assert names(company.rows("bob"), "requester") == {"bob"}
+    assert names(company.rows("bob", endpoint="tiny"), "requester") >= {"ada", "bob"}  # manages it
+    assert company.rows("bob", endpoint="limited") == []
+    assert names(company.rows("eve"), "requester") <= {"eve"}
+    of_bob = next(row for row in asked if row["requester"] == "bob")
+    statuses = {}
+    for user in ("root", "bob", "ada", "eve"):
+        with company.client(user) as http:
+            statuses[user] = http.get(f"{BASE}/rows/{of_bob['databricks_request_id']}").status_code
+    assert statuses == {"root": 200, "bob": 200, "ada": 404, "eve": 404}
 
 
-def test_who_manages_sees_all_of_it() -> None:
-    table = Table()
-    admin = client(LOCAL, table)
-    assert len(admin.get(f"{BASE}/usage").json()["users"]) == 2
-    assert len(admin.get(f"{BASE}/rows").json()["rows"]) == 3
-    query = "?endpoint=dbrx&text=a%25b&status=4xx&since=1&until=2&cursor=c&limit=7"
-    admin.get(f"{BASE}/rows{query}").raise_for_status()
-    assert table.asked == {
-        "endpoint": "dbrx", "text": "a%b", "requester": None, "status": "4xx",
-        "since": 1.0, "until": 2.0, "cursor": "c", "limit": 7,
-    }  # fmt: skip
-    manager = client(MANAGER, table)
-    assert manager.get(f"{BASE}/rows").json()["rows"] == []  # on others than dbrx not theirs
-    assert len(manager.get(f"{BASE}/rows?endpoint=dbrx").json()["rows"]) == 3
-    assert manager.get(f"{BASE}/rows/req-1").status_code == 200
+def test_who_sees_which_endpoints_and_whose_usage(
+    company: Company, asked: list[dict[str, Any]]
+) -> None:
+    assert asked
+    endpoints, users = {}, {}
+    for user in ("root", "ada", "bob", "eve"):
+        with company.client(user) as http:
+            live = http.get(f"{BASE}/live").json()
+            usage = http.get(f"{BASE}/usage").json()
+        endpoints[user] = names(live["endpoints"], "name")
+        users[user] = names(usage["users"], "name")
+    assert endpoints == {
+        "root": {"tiny", "limited"},
+        "ada": {"tiny", "limited"},
+        "bob": {"tiny"},
+        "eve": {"limited"},
+    }
+    assert users["root"] >= {"ada", "bob"}
+    assert (users["ada"], users["bob"]) == ({"ada"}, {"bob"})
+
+
+def test_nobody_sees_anything_without_a_token(company: Company) -> None:
+    for path in ("live", "usage", "expert-load", "rows", "rows/req-1"):
+        assert httpx.get(f"{company.server.url}{BASE}/{path}").status_code == 401
+    assert httpx.get(f"{company.server.url}/dashboard").status_code == 200
 
 
 def test_without_a_table_the_answer_says_how_to_have_one(server: ServerProcess) -> None:
     response = httpx.get(f"{server.url}{BASE}/rows")
     assert response.status_code == 404
-    assert "inference_table_config" in json.loads(response.content)["message"]
+    assert "inference_table_config" in response.json()["message"]

@@ -8,9 +8,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from dropless.errors import PermissionDeniedError, ResourceNotFoundError
 from dropless.server.gateway import scope_principal
 from dropless.server.identity.principal import Principal
 from dropless.server.live_numbers import LiveNumbers
@@ -54,7 +54,7 @@ class Dashboard:
         numbers: LiveNumbers,
         endpoints: Callable[[], list[EndpointState]],
         experts: Callable[[], list[ServedExperts]],
-        rows: Rows | None = None,
+        rows: Rows,
     ) -> None:
         self._numbers = numbers
         self._endpoints = endpoints
@@ -98,30 +98,26 @@ class Dashboard:
         return json_response(ExpertsBody(seen))
 
     async def search(self, request: Request) -> Response:
-        rows = self._table()
-        query = _RowsQuery.model_validate(dict(request.query_params)).model_dump()
+        query = _RowsQuery.model_validate(dict(request.query_params))
         principal = scope_principal(request.scope)
-        if not _may_read_all(principal, query["endpoint"]):
-            query["requester"] = principal.name
-        return json_response(await rows.search(**query))
+        asked = query.model_dump()
+        if not _may_read_all(principal, query.endpoint):
+            if query.requester not in (None, principal.name):
+                where = "all endpoints" if query.endpoint is None else repr(query.endpoint)
+                raise PermissionDeniedError(
+                    f"{principal.name} needs CAN_MANAGE on {where} to see the rows of others"
+                )
+            asked["requester"] = principal.name
+        return json_response(await self._rows.search(**asked))
 
     async def row(self, request: Request, request_id: str) -> Response:
-        row = await self._table().row(request_id)
+        row = await self._rows.row(request_id)
         principal = scope_principal(request.scope)
         if row is None or not (
             row["requester"] == principal.name or _may_read_all(principal, row["endpoint"])
         ):
-            raise HTTPException(404, f"no row has the databricks_request_id {request_id!r}")
+            raise ResourceNotFoundError(f"no row has the databricks_request_id {request_id!r}")
         return json_response(row)
-
-    def _table(self) -> Rows:
-        if self._rows is None:
-            raise HTTPException(
-                404,
-                "no endpoint has an inference table; set inference_table_config.enabled: true "
-                "in the endpoint's configuration",
-            )
-        return self._rows
 
 
 def _may_read_all(principal: Principal, endpoint: str | None) -> bool:

@@ -27,7 +27,10 @@ async function logIn(token) {
 
 let asking = null;
 
-/** Asks for a token until one is taken. Resolves to false if the reader gives up. */
+/**
+ * Asks for a token until one is taken; the document then has the event "login". Resolves to false
+ * if the reader gives up.
+ */
 export function askForToken() {
   asking ??= new Promise(showForm).finally(() => {
     asking = null;
@@ -53,6 +56,7 @@ function showForm(resolve) {
       await logIn(input.value.trim());
       accepted = true;
       announce("Logged in.");
+      document.dispatchEvent(new Event("login"));
       dialog.close();
     } catch (error) {
       problem.textContent = error.message;

@@ -32,6 +32,7 @@ export class TopBar {
     );
     this.nameTheme();
     this.showUser();
+    document.addEventListener("login", () => this.showUser());
     this.watchHealth();
   }
 
@@ -60,11 +61,10 @@ export class TopBar {
   async showUser() {
     const user = await whoAmI();
     if (user && !user.needs_token) return;
-    const logIn = async () => (await askForToken()) && location.reload();
     this.user.replaceChildren(
       user
         ? iconButton("log-out", `Log out ${user.name}`, logOut)
-        : iconButton("key-round", "Log in with a token", logIn),
+        : iconButton("key-round", "Log in with a token", askForToken),
     );
   }
 

@@ -166,8 +166,11 @@ class Page {
         this.chat.setModels(data);
         if (data.length && data.every((model) => model.max_model_len !== null)) return;
       } catch (error) {
-        if (error.status === 401 && !(await askForToken())) return;
-        if (error.status === 401) continue;
+        if (error.status === 401) {
+          document.addEventListener("login", () => this.watchModels(), { once: true });
+          await askForToken();
+          return;
+        }
       }
       await new Promise((resolve) => setTimeout(resolve, MODELS_EVERY_MS));
     }

@@ -33,6 +33,7 @@ class Page {
   constructor() {
     this.bar = new TopBar(document.getElementById("top-bar"), SHORTCUTS);
     this.paused = false;
+    this.locked = false; // nobody is logged in, and has said so
     this.samples = [];
     this.since = 0;
     this.restDue = 0;
@@ -72,9 +73,13 @@ class Page {
   }
 
   async run() {
+    document.addEventListener("login", () => {
+      this.locked = false;
+      this.rows.search();
+    });
     this.rows.search();
     for (;;) {
-      if (!document.hidden && !this.paused) await this.update();
+      if (!document.hidden && !this.paused && !this.locked) await this.update();
       await new Promise((resolve) => setTimeout(resolve, LIVE_EVERY_MS));
     }
   }
@@ -92,7 +97,7 @@ class Page {
     } catch (error) {
       this.problem.textContent = `${error.message} ${advice(error)}`;
       this.problem.hidden = false;
-      if (error.status === 401 && (await askForToken())) location.reload();
+      this.locked = error.status === 401 && !(await askForToken());
     }
   }
 
@@ -106,6 +111,8 @@ class Page {
     this.throughput.show(smooth, live.time);
     this.latency.show(live.latencies);
     this.endpoints.show(live.endpoints);
+    const served = live.endpoints.flatMap((endpoint) => endpoint.served_entities);
+    this.rows.names = new Map(served.map(({ id, name }) => [id, name]));
   }
 }
 

@@ -5,24 +5,25 @@ import { showDialog } from "../dialog.js";
 import { h } from "../dom.js";
 import { clock, duration, whole } from "../format.js";
 
-export function showRow(row) {
+/** @param servedBy the name of the served entity, null if the call came to none */
+export function showRow(row, servedBy) {
   const request = parsed(row.request);
   const response = parsed(row.response);
   const dialog = showDialog(
     `Request of ${clock(row.request_time)}`,
-    [facts(row), conversation(request, response), body("Request", row.request, request), body("Response", row.response, response)],
+    [facts(row, servedBy), conversation(request, response), body("Request", row.request, request), body("Response", row.response, response)],
     { wide: true },
   );
   dialog.classList.add("drawer");
 }
 
-function facts(row) {
+function facts(row, servedBy) {
   const tokens = row.input_token_count === null ? "–" : `${whole(row.input_token_count)} in, ${whole(row.output_token_count ?? 0)} out`;
   const known = {
     Status: String(row.status_code),
     User: row.requester ?? "–",
     Endpoint: row.endpoint,
-    "Served by": row.served_entity_id || "–",
+    "Served by": servedBy || "–",
     Tokens: tokens,
     "Model time": duration(row.execution_duration_ms),
     "Client's id": row.client_request_id ?? "–",

@@ -26,6 +26,7 @@ export class RowsPanel {
   /** @param base of the dashboard's API */
   constructor(base) {
     this.base = base;
+    this.names = new Map(); // of served entities, by their ids
     this.text = h("input", { class: "input", type: "search", placeholder: "Text in request or answer" });
     this.status = select(STATUSES);
     this.span = select(SPANS);
@@ -123,7 +124,8 @@ export class RowsPanel {
 
   async open(id) {
     try {
-      showRow(await getJson(`${this.base}/rows/${encodeURIComponent(id)}`));
+      const row = await getJson(`${this.base}/rows/${encodeURIComponent(id)}`);
+      showRow(row, this.names.get(row.served_entity_id) ?? row.served_entity_id);
     } catch (error) {
       this.message.replaceChildren(nothing(error.message));
     }
@@ -135,15 +137,15 @@ export function statusMark(status) {
   return h("span", { class: `status-mark ${kind}` }, String(status));
 }
 
-/** What was asked, in a line: the last message if the request is a chat that was not cut. */
+/** What was asked, in a line: the last text in the request, which may have been cut somewhere. */
 function preview({ request, logging_error_codes }) {
   if (request === null) return logging_error_codes.join(", ");
+  const asked = [...request.matchAll(/"(?:content|prompt|input)"\s*:\s*("(?:[^"\\]|\\.)*)"?/g)].at(-1);
+  if (!asked) return request;
   try {
-    const { messages, prompt, input } = JSON.parse(request);
-    const asked = messages?.at(-1)?.content ?? prompt ?? input ?? request;
-    return typeof asked === "string" ? asked : JSON.stringify(asked);
+    return JSON.parse(`${asked[1]}"`);
   } catch {
-    return request;
+    return asked[1];
   }
 }
 
