@@ -154,7 +154,9 @@ class _Running:
             serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
             try:
                 if await self._load():
-                    self._terminal.ready(self._parts.registry.list())
+                    self._terminal.ready(
+                        self._parts.registry.list(), needs_token=self._parts.gatekeeper.closed
+                    )
                     await serving
             finally:
                 self._server.should_exit = True

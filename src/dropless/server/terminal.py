@@ -31,6 +31,10 @@ client = OpenAI(base_url="{url}/v1", api_key="none")
 completion = client.completions.create(model={model}, prompt="Three colours are")
 print(completion.choices[0].text)"""
 
+_TOKEN = """\
+Calls need a token: dropless tokens create NAME --grant CAN_QUERY makes one. Send it as the header
+Authorization: Bearer TOKEN, or as the api_key of a client."""
+
 
 class Terminal:
     """Progress goes to standard error, what to try to standard output."""
@@ -50,8 +54,14 @@ class Terminal:
 
             yield show
 
-    def ready(self, endpoints: Sequence[Endpoint]) -> None:
+    def ready(self, endpoints: Sequence[Endpoint], *, needs_token: bool) -> None:
+        """What is served, and what to try. `needs_token`: whoever calls must have one."""
         lines = [self._served(endpoint) for endpoint in endpoints]
+        lines.append(
+            f"Open {self._url} to chat, {self._url}/dashboard to see what the server does."
+        )
+        if needs_token:
+            lines.append(_TOKEN)
         if endpoints:
             name = endpoints[0].name
             chats = endpoints[0].entities[0].engine.template.source is not None
