@@ -197,7 +197,8 @@ def main() -> None:
     RESULT.write_text(json.dumps(document, indent=1) + "\n")
     for m in found:
         print(
-            f"{m.situation:11s} {m.owners:3d} owners, {m.running:4.0f} running, {m.computed_tokens:6.0f} tokens a step, "
+            f"{m.situation:11s} {m.owners:3d} owners, {m.running:4.0f} running, "
+            f"{m.computed_tokens:6.0f} tokens a step, "
             f"{m.preemptions:.2f} preempted: median {m.median_ms:.3f} ms, p99 {m.p99_ms:.3f} ms "
             f"(CPU {m.cpu_median_ms:.3f} and {m.cpu_p99_ms:.3f} ms); limit {m.limit_ms:g} ms, "
             f"{m.limit_over_median:.1f} times the median"
