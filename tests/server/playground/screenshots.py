@@ -62,7 +62,7 @@ def serving(data: Path) -> Iterator[tuple[str, dict[str, str]]]:
         store.accounts.create(name, grants=grants)
         tokens[name] = store.tokens.create(name, created_by="root")[0].value
     store.close()
-    limited: dict[str, Any] = {"rate_limits": [{"key": "user", "principal": USERS[2], "calls": 20}]}
+    limited: dict[str, Any] = {"rate_limits": [{"key": "user", "principal": USERS[2], "calls": 10}]}
     endpoints = [endpoint("coder", CODER), {**endpoint("small", SMALL), **limited}]
     configuration = {"data": str(data), "tables": {"flush_seconds": 1.0}, "endpoints": endpoints}
     server = ServerProcess(data, configuration=configuration)
@@ -123,8 +123,13 @@ def opened(browser: Browser, url: str, token: str, **options: Any) -> Page:
     return page
 
 
-DESKTOP = {"viewport": {"width": 1280, "height": 800}}
-PHONE = {"viewport": {"width": 390, "height": 780}, "device_scale_factor": 2, "has_touch": True}
+STILL: dict[str, Any] = {"reduced_motion": "reduce"}
+DESKTOP: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}, **STILL}
+PHONE: dict[str, Any] = {
+    "viewport": {"width": 390, "height": 780},
+    "device_scale_factor": 2,
+    **STILL,
+}
 
 
 def dashboard(browser: Browser, url: str, token: str, folder: Path) -> None:
@@ -147,7 +152,7 @@ def playground(browser: Browser, url: str, token: str, folder: Path) -> None:
     page = opened(browser, url, token, **DESKTOP)
     page.locator("select.model option").nth(1).wait_for(state="attached")
     page.screenshot(path=folder / "playground-light.png")
-    sample(page, "Why the sky is blue")
+    sample(page, "Fifteen muffins")
     page.get_by_role("button", name="Add pane").click()
     send(page, 2)
     page.emulate_media(color_scheme="dark")
@@ -176,7 +181,6 @@ def sample(page: Page, title: str) -> None:
 def send(page: Page, replies: int) -> None:
     page.locator("#prompt").press("Enter")
     expect(page.locator(".figures")).to_have_count(replies, timeout=ANSWER_MS)
-    page.wait_for_timeout(400)
 
 
 def optimise(picture: Path) -> None:

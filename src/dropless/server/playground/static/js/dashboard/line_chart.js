@@ -102,10 +102,10 @@ export class LineChart {
   }
 }
 
-/** The next of 1, 2, 4, 5 and 10 times a power of ten: its quarters are short numbers. */
+/** The next of 1, 2, 4, 6, 8 and 10 times a power of ten: its quarters are short numbers. */
 function niceTop(value) {
   const power = 10 ** Math.floor(Math.log10(value));
-  return power * [1, 2, 4, 5, 10].find((step) => step * power >= value);
+  return power * [1, 2, 4, 6, 8, 10].find((step) => step * power >= value);
 }
 
 /** A line without axes, for a tile. */

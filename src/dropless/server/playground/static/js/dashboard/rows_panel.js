@@ -22,6 +22,8 @@ const SPANS = [
   ["604800", "The last week"],
 ];
 
+const PAGE = 20; // rows at once
+
 export class RowsPanel {
   /** @param base of the dashboard's API */
   constructor(base) {
@@ -91,7 +93,7 @@ export class RowsPanel {
 
   query(cursor) {
     const seconds = Number(this.span.value);
-    const query = new URLSearchParams();
+    const query = new URLSearchParams({ limit: PAGE });
     const given = {
       text: this.text.value.trim(),
       status: this.status.value,

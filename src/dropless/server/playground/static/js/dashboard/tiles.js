@@ -24,7 +24,7 @@ const TILES = [
     name: "Requests",
     key: "requests_per_s",
     value: ({ now }) => [rate(now.requests_per_s), "per s"],
-    note: ({ now, samples }) => `${whole(now.in_flight)} open · ${failed(samples)} failed in 5 min`,
+    note: ({ now, samples }) => `${whole(now.in_flight)} open · ${failed(samples)} failed`,
   },
   {
     name: "Running",
@@ -37,7 +37,7 @@ const TILES = [
     name: "KV cache",
     key: "kv_used",
     value: ({ now }) => [percent(now.kv_used), "used"],
-    note: ({ totals }) => `${whole(totals.kv_blocks_free)} of ${whole(totals.kv_blocks_total)} blocks free`,
+    note: ({ totals }) => `${whole(totals.kv_blocks_free)} blocks free`,
     alert: ({ now }) => now.kv_used > 0.95,
   },
   {
