@@ -19,9 +19,15 @@ class Shared:
     many tokens were computed for whom. A request is named after its owner: "ada 0", "ada 1"."""
 
     def __init__(
-        self, *, rows: int = 8, budget: int = 16, blocks: int = 1000, overlaps: bool = False
+        self,
+        *,
+        rows: int = 8,
+        budget: int = 16,
+        blocks: int = 1000,
+        overlaps: bool = False,
+        prefix_caching: bool = True,
     ) -> None:
-        self.cache = KVCache(blocks, BLOCK, prefix_caching=True)
+        self.cache = KVCache(blocks, BLOCK, prefix_caching=prefix_caching)
         self.scheduler = Scheduler(self.cache, max_running_requests=rows, step_token_budget=budget)
         self.computed: Counter[str] = Counter()  # by owner, as often as it was done
         self.live: list[Request] = []

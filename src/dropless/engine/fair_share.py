@@ -174,7 +174,7 @@ class FairQueue:
     def charge_each(self, requests: Iterable[Request]) -> None:
         """One more token of each is about to be computed."""
         for request in requests:
-            if request.num_computed >= request.num_charged:
+            if request.num_computed >= request.num_charged:  # else the last of a prompt, or again
                 share = request.share
                 share.served += 1.0 / share.weight
 
