@@ -32,10 +32,9 @@ def parse(text: str, source: str) -> Configuration:
     try:
         return Configuration.model_validate_json(json.dumps(document.value))
     except ValidationError as error:
-        lines = [
-            f"{source}:{document.line(place)}: {sentence}"
-            for place, sentence in problems(error, Configuration)
-        ]
+        found = [(document.line(place), text) for place, text in problems(error, Configuration)]
+        found.sort(key=lambda problem: problem[0])
+        lines = [f"{source}:{line}: {text}" for line, text in found]
         raise SettingsError("\n".join(lines)) from error
     except (TypeError, ValueError) as error:  # a set, a binary: YAML that JSON has no word for
         raise document.error(f"a value is of a kind that is not used here: {error}", 1) from error
