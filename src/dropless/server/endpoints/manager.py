@@ -97,6 +97,7 @@ class EndpointManager:
 
         Raises:
             SettingsError: it is wrong, or there is none; everything is as it was.
+            ConflictError: the API is changing an endpoint that it names.
             DroplessError: a model does not load; everything is as it was.
         """
         if self.file is None:
@@ -109,6 +110,8 @@ class EndpointManager:
             if self._store is not None:
                 self._store.check_apart(new)
             before, after = self._in_file, {e.name: e for e in new.endpoints}
+            for name in after:
+                self._check_still(name)
             removed = [name for name in before if name not in after]
             await self.registry.change({**after, **dict.fromkeys(removed)})
             self._in_file = after
@@ -136,6 +139,9 @@ class EndpointManager:
                 f"the endpoint {name!r} is described in {self.file}; change it there and reload "
                 "the file: POST /api/2.0/config/reload"
             )
+        self._check_still(name)
+
+    def _check_still(self, name: str) -> None:
         update = self.updates.get(name)
         if update is not None and update.error is None:
             raise ConflictError(

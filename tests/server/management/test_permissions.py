@@ -1,0 +1,77 @@
+"""Who may make which management call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server.identity.door import Door, People, people, standing
+
+ENDPOINTS = "/api/2.0/serving-endpoints"
+CONFIG = {"served_entities": [{"entity_name": "no-such-model"}]}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def who(data: Path) -> Iterator[People]:
+    with people(data) as them:
+        yield them
+
+
+@pytest.fixture(scope="module")
+def door(data: Path, who: People) -> Iterator[Door]:
+    del who  # a store closes the door
+    with standing(data) as it:
+        yield it
+
+
+CALLS = [
+    ("GET", f"{ENDPOINTS}/tiny", None, "CAN_VIEW"),
+    ("GET", f"{ENDPOINTS}/tiny/openapi", None, "CAN_VIEW"),
+    ("POST", ENDPOINTS, {"name": "tiny", "config": CONFIG}, "CAN_MANAGE"),
+    ("PUT", f"{ENDPOINTS}/tiny/config", CONFIG, "CAN_MANAGE"),
+    ("PUT", f"{ENDPOINTS}/tiny/ai-gateway", {}, "CAN_MANAGE"),
+    ("DELETE", f"{ENDPOINTS}/tiny", None, "CAN_MANAGE"),
+    ("POST", "/api/2.0/config/reload", None, "administrator"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "needs"), CALLS)
+def test_each_call_needs_its_permission(
+    door: Door, who: People, method: str, path: str, body: object, needs: str
+) -> None:
+    """Those who may are told that there is nothing, the others only that they may not."""
+    may = {
+        who.admin: True,
+        who.carol: needs == "CAN_VIEW",
+        who.bob: needs == "CAN_VIEW",  # who may query may see
+        who.robot: needs == "CAN_VIEW",
+    }
+    for token, allowed in may.items():
+        response = door.ask(method, path, token, json=body)
+        if allowed:
+            assert response.status_code in (400, 404), response.text
+        else:
+            assert response.status_code == 403
+            assert response.json()["error_code"] == "PERMISSION_DENIED"
+            assert "CAN_MANAGE" in response.json()["message"]
+    assert door.ask(method, path, json=body).status_code == 401
+
+
+def test_what_may_not_be_seen_is_not_told_from_what_is_not_there(door: Door, who: People) -> None:
+    hidden = door.ask("GET", f"{ENDPOINTS}/secret", who.bob)
+    assert hidden.status_code == 403
+    assert "'secret'" in hidden.json()["message"]
+    assert door.ask("GET", f"{ENDPOINTS}/secret", who.carol).status_code == 404
+
+
+def test_the_list_is_open_to_all_who_are_known(door: Door, who: People) -> None:
+    for path in (ENDPOINTS, ENDPOINTS + "/"):
+        assert door.ask("GET", path, who.bob).json() == {"endpoints": []}
+        assert door.ask("GET", path).status_code == 401
