@@ -1,12 +1,13 @@
 """What inference tables cost, and that a kill loses nothing.
 
     python -m benchmarks.inference_tables
-    python -m benchmarks.inference_tables --model smollm2-135m-instruct --requests 8 --rounds 6
+    python -m benchmarks.inference_tables --model smollm2-135m-instruct --requests 16 --turns 6
     python -m benchmarks.inference_tables --only kill --kill-rounds 20
 
 - `row`: what the HTTP process spends on a call, alone.
 - `writer`: how many rows a second come from the spool into the tables, and how large they are.
-- `server`: two real servers, one of which logs, take turns; processor time of each process.
+- `server`: a real server with two endpoints of one model, one of which logs, gets calls for the one
+  and the other in turns of about a second; processor time of each process.
 - `kill`: a server under load is killed, again and again; then rows are counted.
 
 Without --model the servers serve the tests' tiny model: a call costs the least there is, so tables
@@ -61,6 +62,7 @@ TABLE = TableName("main", "default", "bench_payload")
 WORDS = ["".join(letters) for letters in itertools.product("bdklmnrst", "aeiou", "gnrst", "aeio")]
 CONCURRENCY = 16
 START_S = 300.0
+_WARM_TURNS = 2
 
 
 class _Endpoints:
@@ -175,20 +177,21 @@ def measure_writer(folder: Path, calls: int = 20_000) -> dict[str, float]:
 
 
 class Server:
-    """`dropless serve --config`, with tables or without."""
+    """`dropless serve --config` with two endpoints of one model: "bench" logs, "plain" does not."""
 
-    def __init__(self, folder: Path, model: str, engine: dict[str, Any], *, logs: bool) -> None:
-        endpoint: dict[str, Any] = {
-            "name": "bench",
-            "served_entities": [{"name": "bench", "model": model, "engine": engine}],
+    def __init__(self, folder: Path, model: str, engine: dict[str, Any]) -> None:
+        entity = {"name": "bench", "model": model, "engine": engine}
+        logs = {
+            "inference_table_config": {"enabled": True},
+            "usage_tracking_config": {"enabled": True},
         }
-        if logs:
-            endpoint["inference_table_config"] = {"enabled": True}
-            endpoint["usage_tracking_config"] = {"enabled": True}
         config = {
             "server": {"port": 0},
             "data": str(folder / "data"),
-            "endpoints": [endpoint],
+            "endpoints": [
+                {"name": "plain", "served_entities": [entity]},
+                {"name": "bench", "served_entities": [entity], **logs},
+            ],
         }
         folder.mkdir(exist_ok=True)
         path = folder / "dropless.yaml"
@@ -254,10 +257,12 @@ def _cpu_s(pid: int) -> float:
     return spent / 1e9
 
 
-async def ask(http: httpx.AsyncClient, url: str, number: int, tokens: int) -> str | None:
+async def ask(
+    http: httpx.AsyncClient, url: str, number: int, tokens: int, endpoint: str = "bench"
+) -> str | None:
     """One call; its id, or None if the server went away before it began to answer."""
     body = {
-        "model": "bench",
+        "model": endpoint,
         "prompt": text(number, 30),
         "max_tokens": tokens,
         "ignore_eos": True,
@@ -272,78 +277,76 @@ async def ask(http: httpx.AsyncClient, url: str, number: int, tokens: int) -> st
     return request_id
 
 
-async def round_of(url: str, first: int, requests: int, tokens: int) -> None:
-    numbers = iter(range(first, first + requests))
+async def take_turns(server: Server, args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+    """Milliseconds a call of each process, for each turn of requests to one endpoint. The first
+    turns are not counted."""
+    turns: dict[str, list[dict[str, float]]] = {"off": [], "on": []}
+    numbers = itertools.count()
 
-    async def client(http: httpx.AsyncClient) -> None:
-        for number in numbers:
-            assert await ask(http, url, number, tokens) is not None
+    async def client(http: httpx.AsyncClient, left: Iterator[int], endpoint: str) -> None:
+        for _ in left:
+            assert await ask(http, server.url, next(numbers), args.tokens, endpoint) is not None
+
+    async def turn(http: httpx.AsyncClient, name: str) -> None:
+        endpoint = "bench" if name == "on" else "plain"
+        left = iter(range(args.requests))
+        before, began = server.cpu_s(), time.perf_counter()
+        await asyncio.gather(*(client(http, left, endpoint) for _ in range(CONCURRENCY)))
+        wall, after = time.perf_counter() - began, server.cpu_s()
+        figures = {key: (after[key] - before[key]) / args.requests * 1e3 for key in after}
+        turns[name].append({**figures, "wall": wall / args.requests * 1e3})
 
     async with httpx.AsyncClient(timeout=300) as http:
-        await asyncio.gather(*(client(http) for _ in range(CONCURRENCY)))
-
-
-async def take_turns(
-    servers: dict[str, Server], requests: int, rounds: int, tokens: int
-) -> dict[str, list[dict[str, float]]]:
-    """Milliseconds a call of each process, for each round of requests to one server, then to the
-    other; the first round of each is not counted. What the writer does until its rows are in
-    their tables belongs to the round."""
-    spent: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
-    for number in range(rounds + 1):
-        order = list(servers) if number % 2 else list(servers)[::-1]
-        for name in order:
-            server = servers[name]
-            before, began = server.cpu_s(), time.perf_counter()
-            await round_of(server.url, number * requests, requests, tokens)
-            wall = time.perf_counter() - began
-            while name == "on" and server.rows() < 2 * requests * (number + 1):
-                await asyncio.sleep(0.2)
-            after = server.cpu_s()
-            if number:
-                figures = {key: (after[key] - before[key]) / requests * 1e3 for key in after}
-                spent[name].append({**figures, "wall": wall / requests * 1e3})
-                print(name, {key: round(value, 3) for key, value in spent[name][-1].items()})
-    return spent
+        for pair in range(args.turns + _WARM_TURNS):
+            for name in ("off", "on") if pair % 2 else ("on", "off"):
+                await turn(http, name)
+    return {name: each[_WARM_TURNS:] for name, each in turns.items()}
 
 
 def measure_server(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     with model_of(args.model, folder) as (model, engine):
-        servers = {
-            name: Server(folder / name, model, engine, logs=name == "on") for name in ("off", "on")
-        }
+        server = Server(folder / "server", model, engine)
         try:
-            figures = asyncio.run(take_turns(servers, args.requests, args.rounds, args.tokens))
-            memory = servers["on"].memory_mb()
+            writer = server.cpu_s()["writer"]
+            turns = asyncio.run(take_turns(server, args))
+            while server.rows() < 2 * args.requests * (args.turns + _WARM_TURNS):
+                time.sleep(0.2)
+            calls = args.requests * (args.turns + _WARM_TURNS)
+            writer = (server.cpu_s()["writer"] - writer) / calls * 1e3
+            memory = server.memory_mb()
         finally:
-            for server in servers.values():
-                server.stop()
-    medians = {
-        name: {key: statistics.median(figures[key] for figures in each) for key in each[0]}
-        for name, each in figures.items()
-    }
-    off, on = medians["off"], medians["on"]
-    everything = off["http"] + off["engine"]
-    row_ms = measure_row(folder / "row", calls=5000)["cpu_us_a_call_median"] / 1e3
+            server.stop()
+    off, on = (
+        [{**turn, "all": turn["http"] + turn["engine"]} for turn in turns[name]]
+        for name in ("off", "on")
+    )
+    means = {key: statistics.fmean(turn[key] for turn in off) for key in ("http", "all", "wall")}
+    row = measure_row(folder / "row", calls=5000)["cpu_us_a_call_median"] / 1e3
     return {
         "model": args.model or "tiny",
-        "requests_a_round": args.requests,
-        "rounds": args.rounds,
+        "calls_a_turn": args.requests,
+        "turns": args.turns,
         "tokens": args.tokens,
-        "cpu_ms_a_call": medians,
-        "row_ms": row_ms,
-        "row_of_http": row_ms / off["http"],
-        "row_and_writer_of_all": (row_ms + on["writer"]) / everything,
-        "on_over_off": {
-            key: quartiles([b[key] / a[key] - 1 for a, b in zip(*figures.values(), strict=True)])
-            for key in ("http", "engine", "wall")
-        },
+        "off_ms_a_call": means,
+        "row_ms": row,
+        "writer_ms_a_call": writer,
+        "row_of_http": row / means["http"],
+        "row_and_writer_of_all": (row + writer) / means["all"],
+        "on_over_off": {key: difference(off, on, key) for key in means},
         "memory_mb": memory,
     }
 
 
-def quartiles(values: list[float]) -> list[float]:
-    return statistics.quantiles(values, n=4) if len(values) > 1 else values
+def difference(
+    off: list[dict[str, float]], on: list[dict[str, float]], key: str
+) -> dict[str, float]:
+    """How much more the turns with tables took, in shares of those without, pair by pair; without
+    the tenth at each end, which is other work of the machine."""
+    shares = sorted(b[key] / a[key] - 1 for a, b in zip(off, on, strict=True))
+    cut = len(shares) // 10
+    kept = shares[cut : len(shares) - cut]
+    error = statistics.stdev(kept) / len(kept) ** 0.5 if len(kept) > 1 else 0.0
+    return {"mean": statistics.fmean(kept), "standard_error": error}
 
 
 @contextlib.contextmanager
@@ -367,12 +370,12 @@ def measure_kills(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     answered = 0
     with model_of(args.model, folder) as (model, engine):
         for number in range(args.kill_rounds):
-            server = Server(folder / "killed", model, engine, logs=True)
+            server = Server(folder / "killed", model, engine)
             ids = asyncio.run(kill_under_load(server, 1.0 + number % 3, bool(number % 2)))
             told |= ids
             answered += len(ids)
             print(f"kill {number + 1}: {len(ids)} calls")
-        server = Server(folder / "killed", model, engine, logs=True)  # saves what was left
+        server = Server(folder / "killed", model, engine)  # saves what was left
         server.stop()
     store = TableStore(str(folder / "killed" / "data" / "tables"))
     deadline = time.monotonic() + 60
@@ -423,8 +426,8 @@ async def kill_under_load(server: Server, after_s: float, with_writer: bool) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="folder, file or catalogue name; default: a tiny one")
-    parser.add_argument("--requests", type=int, default=200, help="in a round")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--requests", type=int, default=64, help="in a turn")
+    parser.add_argument("--turns", type=int, default=60, help="with tables, and as many without")
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--kill-rounds", type=int, default=6)
     parser.add_argument("--only", choices=("row", "writer", "server", "kill"))

@@ -331,15 +331,6 @@ def test_a_server_killed_under_load_has_a_row_of_every_call(
         assert code == "server_stopped"
 
 
-def test_a_spool_that_cannot_be_written_is_told_at_the_start(
-    start_server: StartServer, model_folder: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "spool").touch()
-    server = start_server(file=configuration(model_folder, tmp_path))
-    assert server.wait(20) != 0
-    assert "cannot keep the spool of the inference tables in" in "".join(server.errors)
-
-
 def test_a_server_that_is_stopped_leaves_no_spool(
     logging_server: ServerProcess, data: Path
 ) -> None:
