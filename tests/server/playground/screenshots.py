@@ -109,8 +109,8 @@ def ask(url: str, token: str, stop: threading.Event) -> None:
                 {"role": "user", "content": question},
             ]
             body = {"model": "small", "messages": messages, "max_tokens": 12 + 9 * (i % 4)}
-            client.post("/v1/chat/completions", json=body)
-            stop.wait(0.3)
+            response = client.post("/v1/chat/completions", json=body)
+            stop.wait(6.0 if response.status_code == 429 else 0.3)
 
 
 def opened(browser: Browser, url: str, token: str, **options: Any) -> Page:

@@ -66,6 +66,15 @@ def test_stop_ends_the_answer_and_the_request(chat: ChatPage, server: ServerProc
     server.wait_until_idle(3)
     expect(chat.page.get_by_role("button", name="Send", exact=True)).to_be_visible()
 
+    chat.prompt.fill("And more.")
+    chat.prompt.press("Enter")
+    expect(chat.page.locator(".streaming .markdown")).to_contain_text(re.compile(r"\S{3}"))
+    chat.page.get_by_role("button", name="New chat").click()  # leaves it, and stops it
+    server.wait_until_idle(3)
+    expect(chat.page.locator(".question")).to_have_count(0)
+    chat.page.get_by_role("button", name="Tell me everything.", exact=True).click()
+    expect(chat.page.locator(".ending")).to_have_text(["Stopped.", "Stopped."])
+
 
 def test_edit_answer_again_and_delete(chat: ChatPage) -> None:
     chat.set(max_tokens="5")

@@ -198,7 +198,8 @@ export class Chat extends EventTarget {
   async reply(pane) {
     if (this.running.has(pane)) return;
     const old = pane.messages.at(-1)?.role === "assistant" ? pane.messages.pop() : null;
-    const body = requestBody(this.conversation, pane);
+    const { conversation } = this;
+    const body = requestBody(conversation, pane);
     const answer = newAnswer(pane.model);
     const worthKeeping = old?.versions.filter((version) => version.choices.length) ?? [];
     const reply = { role: "assistant", versions: [...worthKeeping, answer], shown: worthKeeping.length };
@@ -211,7 +212,8 @@ export class Chat extends EventTarget {
     announce(`${this.nameOf(pane)} answers.`);
     await fetchAnswer(answer, body, controller.signal, () => this.emit("answer", { pane, reply }));
     this.running.delete(pane);
-    this.touch();
+    if (conversation === this.conversation) this.touch();
+    else if (this.conversations.includes(conversation)) this.keep(conversation);
     this.emit("pane", pane);
     this.emit("running", pane);
     announce(this.spoken(pane, answer));
@@ -238,8 +240,9 @@ export class Chat extends EventTarget {
   /** Deletes a question and the reply to it. */
   deleteTurn(pane, index) {
     const before = pane.messages;
-    const hasReply = before[index + 1]?.role === "assistant";
-    this.change(pane, { messages: before.filter((_, i) => i !== index && !(hasReply && i === index + 1)) });
+    const reply = before[index + 1]?.role === "assistant" ? before[index + 1] : null;
+    if (reply && isRunning(shownAnswer(reply))) this.stop(pane);
+    this.change(pane, { messages: before.filter((message, i) => i !== index && message !== reply) });
     notify("Deleted.", { label: "Undo", act: () => this.change(pane, { messages: before }) });
   }
 

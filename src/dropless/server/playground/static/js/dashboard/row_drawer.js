@@ -25,7 +25,7 @@ function facts(row, servedBy) {
     Endpoint: row.endpoint,
     "Served by": servedBy || "–",
     Tokens: tokens,
-    "Model time": duration(row.execution_duration_ms),
+    "Model time": duration(row.execution_duration_ms || null),
     "Client's id": row.client_request_id ?? "–",
     "Request id": row.databricks_request_id,
   };

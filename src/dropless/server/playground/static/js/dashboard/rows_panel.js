@@ -120,7 +120,7 @@ export class RowsPanel {
       h("td", {}, row.endpoint),
       h("td", { class: "row-preview" }, preview(row)),
       h("td", { class: "number" }, tokens),
-      h("td", { class: "number" }, duration(row.execution_duration_ms)),
+      h("td", { class: "number" }, duration(row.execution_duration_ms || null)),
     );
   }
 
