@@ -51,6 +51,9 @@ class BareClient:
                 return message
         raise TimeoutError("the engine did not send what was expected")
 
+    def expert_counts(self) -> list[list[int]]:
+        return []
+
     def stats(self) -> EngineStats:
         self.send(Ping(1))
         pong = self.wait_for(lambda message: isinstance(message, Pong))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import Tensor
 from dropless.checkpoints.checkpoint import Read
 from dropless.checkpoints.generated import GeneratedWeights
 from dropless.checkpoints.writer import tiny_dbrx_config
+from dropless.engine.expert_load import ExpertLoad
 from dropless.layers.weights import WeightFormat
+from dropless.models.decoder import CausalLM
 from dropless.models.registry import load_model
 from dropless.parallel.group import SOLO, Group
 from tests.models.paged_run import PagedRun, PagedSequence
@@ -73,6 +76,22 @@ def check_fp8(group: Group) -> None:
             assert 1e-3 < errors.median() < 0.03  # measured: 0.015 to 0.017
 
 
+def check_expert_load(group: Group) -> None:
+    """Each rank sees the choices of all tokens, whichever ranks' experts they go to."""
+    expected = _expert_counts(SOLO, expert_parallel=False)
+    assert min(map(min, expected)) > 0
+    for expert_parallel in (False, True):
+        assert _expert_counts(group, expert_parallel=expert_parallel) == expected
+
+
+def _expert_counts(group: Group, *, expert_parallel: bool) -> list[list[int]]:
+    model = _model("dbrx", group, "none", expert_parallel, GeneratedWeights)
+    load = ExpertLoad(model, len(PROMPT), torch.device("cpu"), interval_s=0.0)
+    for step in _steps(model, group):
+        load.note_step(len(step))
+    return load.counts
+
+
 class LastExperts(GeneratedWeights):
     """A model of four experts whose tokens all choose the last two. The others are NaN."""
 
@@ -107,11 +126,22 @@ def _logits(
     expert_parallel: bool = False,
     make: type[GeneratedWeights] = GeneratedWeights,
 ) -> Tensor:
-    """[tokens, vocab] of the prompt, in a long step and single tokens."""
+    """[tokens, vocab] of the prompt."""
+    model = _model(name, group, quantization, expert_parallel, make)
+    return torch.cat(list(_steps(model, group)))
+
+
+def _model(
+    name: str,
+    group: Group,
+    quantization: WeightFormat,
+    expert_parallel: bool,
+    make: type[GeneratedWeights],
+) -> CausalLM:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(CONFIGS[name]))
         weights = make(Path(folder))
-    model = load_model(
+    return load_model(
         weights,
         dtype=torch.float32,
         device=torch.device("cpu"),
@@ -119,11 +149,15 @@ def _logits(
         quantization=quantization,
         expert_parallel=expert_parallel,
     )
+
+
+def _steps(model: CausalLM, group: Group) -> Iterator[Tensor]:
+    """Logits [tokens, vocab] of the prompt, in a long step and single tokens."""
     run = PagedRun(model)
     heads = group.slice_of(model.config.num_kv_heads, "key and value heads")[1]
     run.kv_caches = [
         (k[:, :, :heads].contiguous(), v[:, :, :heads].contiguous()) for k, v in run.kv_caches
     ]
     sequence = PagedSequence(PROMPT)
-    logits = [run.step([(sequence, count)])[0] for count in (30, *[1] * 10)]
-    return torch.cat(logits)
+    for count in (30, *[1] * 10):
+        yield run.step([(sequence, count)])[0]

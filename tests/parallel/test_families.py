@@ -17,6 +17,7 @@ from .team import Check, Team
         families.check_qwen2,
         families.check_fp8,
         families.check_all_tokens_to_experts_of_the_last_rank,
+        families.check_expert_load,
     ],
 )
 def test_two_ranks_compute_what_one_does(check: Check, teams: dict[int, Team]) -> None:

@@ -69,6 +69,7 @@ def build_engine(
         weight_bytes=plan.weight_bytes,
         kv_cache_bytes=plan.kv_cache_bytes,
         load_seconds=time.monotonic() - started,
+        experts_per_token=model_config.top_k,
     )
     return engine, ready
 

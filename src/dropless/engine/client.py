@@ -18,6 +18,8 @@ from dropless.engine.messages import (
     EngineReady,
     EngineRequest,
     EngineStats,
+    ExpertCounts,
+    ExpertLoadRequest,
     FromEngine,
     LoadProgress,
     Ping,
@@ -87,7 +89,7 @@ class AsyncEngineClient:
         self._on_progress: Callable[[LoadProgress], None] | None = None
         self._streams: dict[str, asyncio.Queue[TokenDelta | DroplessError]] = {}
         self._aborting: set[str] = set()  # nobody listens; the engine's last delta is to come
-        self._pings: dict[int, asyncio.Future[Pong]] = {}
+        self._asked: dict[int, asyncio.Future[Pong | ExpertCounts]] = {}
         self._nonces = itertools.count(1)
         self._stats: EngineStats | None = None
 
@@ -179,19 +181,36 @@ class AsyncEngineClient:
         """Asks the engine itself; never takes longer than `timeout_s`."""
         if self._process is None or self.state != "serving":
             return self._health(False, self._detail)
-        nonce = next(self._nonces)
-        answer = self._pings[nonce] = asyncio.get_running_loop().create_future()
-        self._process.send(Ping(nonce))
-        await _first_of(answer, self._process.died, timeout_s=timeout_s)
-        del self._pings[nonce]
+        answer = await self._ask(self._process, Ping(next(self._nonces)), timeout_s)
         if self._process.died.done():
             return self._health(False, self._detail)
-        if not answer.done():
+        if not isinstance(answer, Pong):
             return self._health(False, f"the engine did not answer within {timeout_s:g} s")
-        running_s = answer.result().step_running_s
+        running_s = answer.step_running_s
         if running_s > STEP_STALL_S:
             return self._health(False, f"a step has been running for {running_s:.0f} s")
         return self._health(True, "serving")
+
+    async def expert_counts(self, timeout_s: float = 1.0) -> list[list[int]] | None:
+        """How many (token, choice) pairs went to each expert, by layer, since the engine process
+        started: of one step a second. Empty for a dense model; None without an answer in time."""
+        if self._process is None or self.state != "serving":
+            return None
+        request = ExpertLoadRequest(next(self._nonces))
+        answer = await self._ask(self._process, request, timeout_s)
+        return answer.counts if isinstance(answer, ExpertCounts) else None
+
+    async def _ask(
+        self, process: EngineProcess, question: Ping | ExpertLoadRequest, timeout_s: float
+    ) -> Pong | ExpertCounts | None:
+        """What the engine answers; None if it dies first, or takes longer."""
+        answer = self._asked[question.nonce] = asyncio.get_running_loop().create_future()
+        process.send(question)
+        try:
+            await _first_of(answer, process.died, timeout_s=timeout_s)
+        finally:
+            del self._asked[question.nonce]
+        return answer.result() if answer.done() else None
 
     def _health(self, ok: bool, detail: str) -> Health:
         return Health(ok, self.state, detail, self._stats, self.restarts)
@@ -286,9 +305,10 @@ class AsyncEngineClient:
                 self._route(delta.request_id, delta, last=delta.finish_reason is not None)
         elif isinstance(message, RequestRefused):
             self._route(message.request_id, transport.to_error(message), last=True)
-        elif isinstance(message, Pong):
-            self._stats = message.stats
-            waiting = self._pings.get(message.nonce)
+        elif isinstance(message, Pong | ExpertCounts):
+            if isinstance(message, Pong):
+                self._stats = message.stats
+            waiting = self._asked.get(message.nonce)
             if waiting is not None and not waiting.done():
                 waiting.set_result(message)
         elif isinstance(message, LoadProgress):

@@ -50,6 +50,11 @@ class StepExecutor(Protocol):
     def launch(self, step: StepInput) -> LaunchedStep:
         """Start a step. A result that nobody asks for is lost, and changes nothing."""
 
+    @property
+    def expert_counts(self) -> list[list[int]]:
+        """How many tokens went to each expert, by layer; empty for a dense model. Never changed,
+        but replaced."""
+
     def survives(self, error: BaseException) -> bool:
         """Whether a smaller step may follow one that raised this: there was not memory enough."""
 
@@ -187,6 +192,11 @@ class Engine:
             last_step_ms=self._last_step_s * 1e3,
             last_schedule_ms=self._last_schedule_s * 1e3,
         )
+
+    def expert_counts(self) -> list[list[int]]:
+        """How many tokens of one step a second went to each expert, by layer. May be called from
+        another thread."""
+        return self._executor.expert_counts
 
     def check_integrity(self) -> None:
         """Every block must be free when nothing is live.

@@ -54,6 +54,11 @@ class Executor:
         """Start to compute one step and sample. Errors of single rows are in its result."""
         return self._runner.launch(step)
 
+    @property
+    def expert_counts(self) -> list[list[int]]:
+        """How many tokens went to each expert, by layer, of the steps that were looked at."""
+        return self._runner.expert_counts
+
     def survives(self, error: BaseException) -> bool:
         """Whether steps can follow one that failed so: it ran out of memory, and all that it had
         taken is free again when the error is. Its requests must start anew."""

@@ -80,6 +80,9 @@ def load_runner(
             cache_folder=cache_root() / "tiles",
             progress=progress,
         )
+    if group.rank == 0:
+        runner.watch_experts(max(plan.step_token_budget, config.max_running_requests))
+    if plan.device == "cuda":
         runner.capture_graphs(
             plan.num_blocks,
             plan.step_token_budget,

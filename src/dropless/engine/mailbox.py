@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from dropless.engine.messages import (
     EngineReady,
     EngineRequest,
     EngineStats,
+    ExpertCounts,
+    ExpertLoadRequest,
     FromEngine,
     LoadProgress,
     Ping,
@@ -71,6 +74,7 @@ class Mailbox:
         self._greeting: LoadProgress | EngineReady | None = None  # what a new client must know
         self._clients: dict[bytes, _Client] = {}
         self._owners: dict[str, bytes] = {}
+        self.expert_counts: Callable[[], list[list[int]]] = list  # called on the IO thread
         self._thread = threading.Thread(target=self._run, name="engine-io", daemon=True)
         self._thread.start()
 
@@ -169,6 +173,8 @@ class Mailbox:
         client.silent = False
         if isinstance(message, Ping):
             self._send(identity, self._pong(message))
+        elif isinstance(message, ExpertLoadRequest):
+            self._send(identity, ExpertCounts(message.nonce, self.expert_counts()))
         elif isinstance(message, AbortRequests):
             mine = [i for i in message.request_ids if i in client.live]
             self._inbox.put(AbortRequests(mine))

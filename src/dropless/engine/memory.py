@@ -12,6 +12,7 @@ import torch
 
 from dropless.checkpoints.checkpoint import Checkpoint
 from dropless.engine.config import MAX_MEMORY_FRACTION, EngineConfig
+from dropless.engine.expert_load import ExpertLoad
 from dropless.engine.machine_memory import available_memory
 from dropless.engine.out_of_memory import ran_out_of_memory
 from dropless.engine.step_graphs import batch_buckets, token_buckets
@@ -232,9 +233,9 @@ def _workspace(
     device: str,
     quantization: WeightFormat,
 ) -> int:
-    """What a step of one rank holds at once, from above: activations, and the logits of all
-    requests in the sampler. CUDA graphs keep the activations of the largest, which all share, its
-    hidden states, and the logits of each batch size; larger steps have their own."""
+    """What a step of one rank holds at once, from above: activations, choices of experts, and the
+    logits of all requests in the sampler. CUDA graphs keep the activations of the largest, which
+    all share, its hidden states, and the logits of each batch size; larger steps have their own."""
 
     def activations(num_tokens: int) -> int:
         return _activation_bytes(model, config, num_tokens, dtype, device, quantization)
@@ -242,6 +243,9 @@ def _workspace(
     logits_bytes = model.vocab_size * 4
     sampled = min(budget, config.max_running_requests)
     num_bytes = activations(budget) + _LOGIT_COPIES * sampled * logits_bytes
+    if model.num_experts > 1:
+        most_tokens = max(budget, config.max_running_requests)
+        num_bytes += ExpertLoad.num_bytes(model.num_layers, most_tokens, model.top_k)
     if device == "cuda":
         largest = token_buckets(budget)[-1]
         if largest < budget:

@@ -33,11 +33,15 @@ class Ping(msgspec.Struct, frozen=True, tag="ping"):
     nonce: int
 
 
+class ExpertLoadRequest(msgspec.Struct, frozen=True, tag="expert_load_request"):
+    nonce: int
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Stop after the current step; requests still running are aborted."""
 
 
-ToEngine = EngineRequest | AbortRequests | Ping | Shutdown
+ToEngine = EngineRequest | AbortRequests | Ping | ExpertLoadRequest | Shutdown
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -123,6 +127,14 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
     stats: EngineStats
 
 
+class ExpertCounts(msgspec.Struct, frozen=True, tag="expert_counts"):
+    """How many (token, choice) pairs went to each expert, by layer, since the engine started: of
+    the steps that were looked at, one a second. Empty for a dense model."""
+
+    nonce: int
+    counts: list[list[int]]
+
+
 class EngineReady(msgspec.Struct, frozen=True, tag="ready"):
     """Sent once, when the model is loaded and the cache allocated."""
 
@@ -139,6 +151,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag="ready"):
     weight_bytes: int
     kv_cache_bytes: int
     load_seconds: float
+    experts_per_token: int = 1
 
 
 class LoadProgress(msgspec.Struct, frozen=True, tag="progress"):
@@ -156,4 +169,4 @@ class EngineFailed(msgspec.Struct, frozen=True, tag="failed"):
     message: str
 
 
-FromEngine = StepDeltas | RequestRefused | Pong | EngineReady | LoadProgress
+FromEngine = StepDeltas | RequestRefused | Pong | ExpertCounts | EngineReady | LoadProgress

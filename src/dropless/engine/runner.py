@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dropless.engine.constraints import Constraints
 from dropless.engine.device_rows import DeviceRows
+from dropless.engine.expert_load import ExpertLoad
 from dropless.engine.logprobs import TokenLogprobs
 from dropless.engine.row_table import RowTable, StepArrays
 from dropless.engine.running_step import RunningStep
@@ -79,11 +80,21 @@ class Runner:
         self._device_rows = DeviceRows(max_rows, self._table.max_blocks, device)
         self._sampler = Sampler(constraints.unsampleable_ids, device)
         self._graphs: StepGraphs | None = None
+        self._expert_load: ExpertLoad | None = None
         self._requests: dict[int, NewRequest] = {}
         self._sampling: dict[int, SamplingRow] = {}
         self._plain = np.zeros(max_rows, dtype=np.bool_)
         self._scores_prompt = np.zeros(max_rows, dtype=np.bool_)
         self._replaced: dict[int, int] = {}
+
+    def watch_experts(self, most_tokens: int) -> None:
+        """From now on count which experts a step's tokens go to, of at most so many."""
+        self._expert_load = ExpertLoad(self._model, most_tokens, self.device)
+
+    @property
+    def expert_counts(self) -> list[list[int]]:
+        """By layer and expert; empty for a dense model. Each is never changed, but replaced."""
+        return [] if self._expert_load is None else self._expert_load.counts
 
     def capture_graphs(
         self, spare_block: int, step_token_budget: int, progress: Callable[[float], None]
@@ -124,6 +135,8 @@ class Runner:
             self._start_sampling(request)
         sampling = [self._sampling[row] for row in arrays.rows[arrays.sampled].tolist()]
         computed = self._compute(arrays)
+        if self._expert_load is not None:
+            self._expert_load.note_step(len(arrays.positions))
         parts = self._sample(computed, sampling)
         prompt_logprobs: dict[int, list[TokenLogprobs]] = {
             i: [] for i in np.flatnonzero(self._scores_prompt[arrays.rows]).tolist()

@@ -48,6 +48,9 @@ class Fetched:
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
+    def is_complete(self) -> bool:
+        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
+
     def wait(self) -> list[Tensor]:
         """The copies, when they are complete."""
         if self._event is not None:

@@ -57,10 +57,17 @@ class MoE:
         self._fused_experts = fused_experts.form(batch_invariant=weights.batch_invariant)
         self._top_k = top_k
         self._norm_p = norm_p
+        self._choices: Tensor | None = None
+
+    def show_choices(self, ids: Tensor) -> None:
+        """From now on, write which of all experts a step's tokens go to into the first rows of
+        `ids` [most tokens of a step, top_k] int64."""
+        self._choices = ids
 
     def __call__(self, x: Tensor) -> Tensor:
         """[num_tokens, hidden] to this rank's part of the sum, which the next norm makes."""
-        topk_weights, topk_ids = self._route(x, self._router, self._top_k, self._norm_p)
+        choices = None if self._choices is None else self._choices[: len(x)]
+        topk_weights, topk_ids = self._route(x, self._router, self._top_k, self._norm_p, choices)
         if self._first_expert:
             topk_ids = topk_ids - self._first_expert
         return self._fused_experts(x, self._gate_up, self._down, topk_weights, topk_ids)

@@ -16,15 +16,20 @@ from dropless.ops.registry import Op
 
 @Op
 def route(
-    x: Tensor, router_weight: Tensor, top_k: int, norm_p: float | None
+    x: Tensor,
+    router_weight: Tensor,
+    top_k: int,
+    norm_p: float | None,
+    topk_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`(topk_weights [T, top_k] in x's dtype, topk_ids [T, top_k] int64)`, largest first.
 
     The router's scores, x [T, hidden] times router_weight [E, hidden], are in x's dtype; their
     softmax over all experts is in float32, for in bfloat16 close experts would tie and another
     one be chosen. The weights are divided by their p-norm of order `norm_p`, if there is one.
+    With `topk_ids`, contiguous, the ids are written there.
     """
-    return route_by(F.linear, x, router_weight, top_k, norm_p)
+    return route_by(F.linear, x, router_weight, top_k, norm_p, topk_ids)
 
 
 def route_by(
@@ -33,10 +38,13 @@ def route_by(
     router_weight: Tensor,
     top_k: int,
     norm_p: float | None,
+    topk_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """`route` with this product for the scores."""
     probabilities = product(x, router_weight).softmax(-1, dtype=torch.float32)
     weights, ids = probabilities.topk(top_k, dim=-1)
+    if topk_ids is not None:
+        ids = topk_ids.copy_(ids)
     if norm_p is not None:
         weights = weights / torch.linalg.vector_norm(weights, ord=norm_p, dim=-1, keepdim=True)
     return weights.to(x.dtype), ids

@@ -92,6 +92,11 @@ class _ReplayingExecutor:
         seconds = self.times.seconds(decodes, tokens - decodes) + self.extra(tokens)
         return _ReplayedStep(step, seconds, self.clock)
 
+    @property
+    def expert_counts(self) -> list[list[int]]:
+        """Nothing is routed."""
+        return []
+
     def survives(self, error: BaseException) -> bool:  # noqa: ARG002
         """No step fails here."""
         return False

@@ -65,9 +65,13 @@ def silu_mul_invariant(gate_up: Tensor) -> Tensor:
 
 @route.register_invariant("cpu")
 def route_invariant(
-    x: Tensor, router_weight: Tensor, top_k: int, norm_p: float | None
+    x: Tensor,
+    router_weight: Tensor,
+    top_k: int,
+    norm_p: float | None,
+    topk_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    return route_by(linear_invariant, x, router_weight, top_k, norm_p)
+    return route_by(linear_invariant, x, router_weight, top_k, norm_p, topk_ids)
 
 
 @fused_experts.register_invariant("cpu")

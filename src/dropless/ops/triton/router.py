@@ -124,27 +124,44 @@ def _route_tile_kernel(
 
 @route.register("cuda")
 def route_cuda(
-    x: Tensor, router_weight: Tensor, top_k: int, norm_p: float | None
+    x: Tensor,
+    router_weight: Tensor,
+    top_k: int,
+    norm_p: float | None,
+    topk_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    return _route(x, router_weight, top_k, norm_p, by_token=len(x) <= _VECTOR_TOKENS)
+    by_token = len(x) <= _VECTOR_TOKENS
+    return _route(x, router_weight, top_k, norm_p, topk_ids, by_token=by_token)
 
 
 @route.register_invariant("cuda")
 def route_invariant(
-    x: Tensor, router_weight: Tensor, top_k: int, norm_p: float | None
+    x: Tensor,
+    router_weight: Tensor,
+    top_k: int,
+    norm_p: float | None,
+    topk_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A program for each token, however many there are."""
-    return _route(x, router_weight, top_k, norm_p, by_token=True)
+    return _route(x, router_weight, top_k, norm_p, topk_ids, by_token=True)
 
 
 def _route(
-    x: Tensor, router_weight: Tensor, top_k: int, norm_p: float | None, *, by_token: bool
+    x: Tensor,
+    router_weight: Tensor,
+    top_k: int,
+    norm_p: float | None,
+    topk_ids: Tensor | None,
+    *,
+    by_token: bool,
 ) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     num_tokens, hidden = x.shape
     num_experts = len(router_weight)
     weights = x.new_empty(num_tokens, top_k)
-    ids = torch.empty(num_tokens, top_k, dtype=torch.int64, device=x.device)
+    ids = topk_ids
+    if ids is None:
+        ids = torch.empty(num_tokens, top_k, dtype=torch.int64, device=x.device)
     arguments = (x, router_weight, weights, ids, num_tokens, hidden, num_experts, norm_p or 1.0)
     shared = {
         "TOP_K": top_k,
