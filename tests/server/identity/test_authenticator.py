@@ -253,6 +253,28 @@ def test_a_slow_server_holds_up_no_loop_and_is_asked_once_for_many(
     asyncio.run(check())
 
 
+def test_a_server_that_hangs_is_not_waited_for(
+    store: IdentityStore, database_url: str, token: Token, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if database_url.startswith("sqlite"):
+        pytest.skip("of a server")
+
+    async def check() -> None:
+        async with authenticator(database_url) as auth:
+            await auth.token(token.value)
+            with store.database.engine.begin() as connection, monkeypatch.context() as patch:
+                patch.setattr("dropless.server.identity.database.PATIENCE_S", 0.3)
+                connection.exec_driver_sql("LOCK TABLE store_state IN ACCESS EXCLUSIVE MODE")
+                began = time.perf_counter()
+                for _ in range(2):
+                    with pytest.raises(TokenStoreError, match=r"nothing within 0\.3 s"):
+                        await auth.token(token.value)
+                assert time.perf_counter() - began < 3
+            assert (await auth.token(token.value)).name == "alice"
+
+    asyncio.run(check())
+
+
 def test_nobody_is_let_in_without_the_database_and_all_are_when_it_is_back(
     store: IdentityStore, database_url: str, token: Token
 ) -> None:

@@ -55,9 +55,10 @@ class Authenticator:
         return self._used(known)
 
     async def ask(self, work: Callable[[IdentityStore], T]) -> T:
-        """Run a query or a change of the store on a thread. Raises what `work` raises."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, work, self._store)
+        """Run a query or a change of the store on a thread. Raises what `work` raises, and
+        TokenStoreError if it takes too long; it may still be done then."""
+        done = asyncio.get_running_loop().run_in_executor(self._threads, work, self._store)
+        return await self._store.database.in_time(done)
 
     async def keep_last_used(self) -> None:
         """Write down, each minute, which tokens were used; for ever, until cancelled."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Engine, create_engine, event, select, text, update
 from sqlalchemy.engine import URL, make_url
@@ -20,13 +21,17 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from dropless.errors import SettingsError, TokenStoreError
 from dropless.server.identity.schema import VERSION, Base, StoreState
 
-_PATIENCE_S = 5  # to connect, for one statement, and for one writer of a SQLite file for another
+PATIENCE_S = 5  # with a connection, a statement, another writer of a SQLite file
 _POOL_SIZE = 5
 _SCHEMA_LOCK = 0x64726F70  # any number that no other program locks on
 
 
+T = TypeVar("T")
+
+
 class Database:
-    """Every method may take as long as the database does: never call one on an event loop."""
+    """Every method but `in_time` takes as long as the database does: never call one on an event
+    loop."""
 
     def __init__(self, url: str) -> None:
         """Open the database, and make the tables if it has none.
@@ -72,6 +77,14 @@ class Database:
         except (DBAPIError, PoolTimeoutError) as error:
             cause = error.orig if isinstance(error, DBAPIError) else error
             raise self.failure(cause) from error
+
+    async def in_time(self, work: Awaitable[T]) -> T:
+        """What `work` gives, which may go on behind. Raises TokenStoreError: it takes too long."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return await work
+        except TimeoutError:
+            raise self.failure(TimeoutError(f"nothing within {PATIENCE_S} s")) from None
 
     def failure(self, cause: BaseException | None) -> TokenStoreError:
         """The error of ours for one of a driver."""
@@ -137,17 +150,21 @@ _URL_EXAMPLES = (
 def _engine(url: URL) -> Engine:
     if url.drivername == "sqlite":
         _own_file(Path(url.database or ""))
-        engine = create_engine(url, connect_args={"timeout": _PATIENCE_S})
+        engine = create_engine(url, connect_args={"timeout": PATIENCE_S})
         event.listen(engine, "connect", _set_up_sqlite)
         return engine
-    options = f"{url.query.get('options', '')} -c statement_timeout={_PATIENCE_S * 1000}"
+    options = f"{url.query.get('options', '')} -c statement_timeout={PATIENCE_S * 1000}"
     try:
         return create_engine(
             url,
             pool_size=_POOL_SIZE,
-            pool_timeout=_PATIENCE_S,
+            pool_timeout=PATIENCE_S,
             pool_pre_ping=True,
-            connect_args={"connect_timeout": _PATIENCE_S, "options": options},
+            connect_args={
+                "connect_timeout": PATIENCE_S,
+                "tcp_user_timeout": PATIENCE_S * 1000,  # for a server that is gone without a word
+                "options": options,
+            },
         )
     except (ModuleNotFoundError, NoSuchModuleError):
         raise SettingsError(

@@ -35,7 +35,7 @@ class RevisionWatch:
             return self._read()
         if self._next is None:
             self._next = asyncio.create_task(self._ask(self._running))
-        return await asyncio.shield(self._next)
+        return await self._database.in_time(asyncio.shield(self._next))
 
     async def _ask(self, before: asyncio.Task[int] | None) -> int:
         if before is not None:
