@@ -19,10 +19,10 @@ from pathlib import Path
 import msgspec
 import torch
 import torch.nn.functional as F
+from benchmarks.moderation_data import CATEGORIES, Prompt, read_halves
 from torch import Tensor
 
 import dropless.encoder
-from benchmarks.moderation_data import CATEGORIES, Prompt, read_halves
 from dropless.checkpoints.resolve import resolve
 from dropless.encoder.client import EMBEDDING_MODEL
 from dropless.encoder.minilm import MiniLM

@@ -79,12 +79,14 @@ class Entity(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, tag="verdict"):
-    """`scores` are how sure each safety category is, 0 to 1, empty if not asked for. `entities`
-    are those that reach beyond the context, in order and apart from each other. `topic` is the
-    similarity to the nearest allowed topic, -1 to 1, None if none were given."""
+    """`scores` are how sure each safety category is, 0 to 1, empty if not asked for; those of
+    `unsafe` are over their threshold. `entities` are those that reach beyond the context, in order
+    and apart from each other. `topic` is the similarity to the nearest allowed topic, -1 to 1,
+    None if none were given."""
 
     number: int
     scores: dict[str, float]
+    unsafe: list[str]
     entities: list[Entity]
     topic: float | None
 

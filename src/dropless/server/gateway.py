@@ -30,7 +30,8 @@ from dropless.server.errors import (
     log_unexpected,
     to_http_error,
 )
-from dropless.server.gates import Gates, Guardrails, Quotas
+from dropless.server.gates import Gates, Quotas
+from dropless.server.guardrails.gate import Guardrails
 from dropless.server.identity.principal import Permission, Principal
 from dropless.server.limits import HttpLimits
 from dropless.server.serving import Serving

@@ -60,7 +60,23 @@ class StructuredOutputs(_Body):
     json_: dict[str, Any] | bool | None = Field(default=None, alias="json")
 
 
-class GenerationBody(_Body):
+class SafetyMode(_Body):
+    """The field and its older name."""
+
+    enable_safety_mode: bool | None = None
+    enable_safety_filter: bool | None = None
+
+
+class ExtraBody(SafetyMode):
+    """What OpenAI's client merges into the body, for those who write the body themselves."""
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> ExtraBody:
+        refuse_unsupported(self.model_extra or {}, where="extra_body")
+        return self
+
+
+class GenerationBody(SafetyMode):
     """What both endpoints share. Extensions to OpenAI's protocol come last."""
 
     model: str
@@ -86,6 +102,7 @@ class GenerationBody(_Body):
     prompt_logprobs: int | None = None
     structured_outputs: StructuredOutputs | None = None
     include_timings: bool | None = None  # adds `timings` to the answer, or to its last chunk
+    extra_body: ExtraBody | None = None
 
     @model_validator(mode="after")
     def _check_fields(self) -> GenerationBody:
@@ -103,6 +120,12 @@ class GenerationBody(_Body):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def safety_mode(self) -> bool:
+        """Whether any of the fields that mean it says so."""
+        places = (self, self.extra_body or SafetyMode())
+        return any(place.enable_safety_mode or place.enable_safety_filter for place in places)
 
     def choices(self, limit: int) -> int:
         """How many answers to a prompt: `n`, checked against the endpoint's limit."""

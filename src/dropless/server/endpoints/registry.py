@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 
+from dropless.encoder.client import EncoderClient
+from dropless.encoder.messages import Needs
 from dropless.engine.messages import LoadProgress
 from dropless.server.configuration.endpoint_settings import EndpointSettings
 from dropless.server.endpoints.endpoint import Endpoint, make_endpoint
@@ -27,6 +29,7 @@ class EndpointRegistry:
             DroplessError: a model is not found, or its tokenizer or template does not load.
         """
         self.engines = EnginePool()
+        self.encoder = EncoderClient()
         self._endpoints = {s.name: make_endpoint(s, 1, self.engines) for s in settings}
         self._changing = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
@@ -45,6 +48,7 @@ class EndpointRegistry:
             DroplessError: the first that a model fails with.
         """
         async with self._changing:
+            await self._prepare_encoder(self.list(), on_progress)
             for endpoint in self.list():
                 await _start_engines(endpoint, on_progress)
 
@@ -81,6 +85,21 @@ class EndpointRegistry:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
         await self.engines.stop()
+        await self.encoder.stop()
+
+    async def _prepare_encoder(
+        self, endpoints: Iterable[Endpoint], on_progress: OnProgress | None
+    ) -> None:
+        """Load what these endpoints' guardrails need, before models plan with the memory that is
+        left."""
+        needs = Needs()
+        for endpoint in endpoints:
+            needs = needs.also(endpoint.settings.guardrails.needs())
+        if needs == Needs():
+            return
+        if on_progress is not None:
+            on_progress(LoadProgress("loading guardrails", 0.0))
+        await self.encoder.prepare(needs)
 
     async def _make(self, settings: EndpointSettings, old: Endpoint | None) -> Endpoint:
         """The next version of an endpoint, with its engines running."""
@@ -89,6 +108,7 @@ class EndpointRegistry:
         if old is not None:
             new.created = old.created
         try:
+            await self._prepare_encoder([new], None)
             await _start_engines(new, None)
         except BaseException:
             await self._release(new)
