@@ -75,6 +75,10 @@ class EncoderClient:
         """The process' id, None while there is none."""
         return None if self._process is None else self._process.pid
 
+    def health(self) -> dict[str, str | int]:
+        """What /health says of it."""
+        return {"state": self.state, "detail": self.detail, "restarts": self.restarts}
+
     async def prepare(self, needs: Needs) -> None:
         """Have a process that has loaded what is needed. Returns when it has.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,19 @@ RULES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="session")
-def guarded(model_folder: Path) -> Iterator[ServerProcess]:
+def guarded(
+    model_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
     if cached_model(catalogue()[EMBEDDING_MODEL]) is None:
         pytest.skip(f"needs the embedding model: dropless pull {EMBEDDING_MODEL}")
     endpoints = [
         {**tiny_endpoint(str(model_folder)), "name": name, "guardrails": rules}
         for name, rules in RULES.items()
     ]
-    server = ServerProcess(model_folder, configuration={"endpoints": endpoints})
+    folder = tmp_path_factory.mktemp("guarded")
+    file = folder / "dropless.yaml"
+    file.write_text(json.dumps({"data": str(folder / "data"), "endpoints": endpoints}))
+    server = ServerProcess(model_folder, file=str(file))
     yield server.wait_until_ready()
     server.close()
 

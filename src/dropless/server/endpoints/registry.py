@@ -40,6 +40,11 @@ class EndpointRegistry:
     def list(self) -> list[Endpoint]:
         return list(self._endpoints.values())
 
+    @property
+    def guardrails_wait(self) -> bool:
+        """Whether some endpoint's guardrails cannot judge now."""
+        return self.encoder.state != "ready" and _needs(self.list()) != Needs()
+
     async def start(self, on_progress: OnProgress | None = None) -> None:
         """Loads the models one after the other, so that each plans with the memory that those
         before it have left.
@@ -92,9 +97,7 @@ class EndpointRegistry:
     ) -> None:
         """Load what these endpoints' guardrails need, before models plan with the memory that is
         left."""
-        needs = Needs()
-        for endpoint in endpoints:
-            needs = needs.also(endpoint.settings.guardrails.needs())
+        needs = _needs(endpoints)
         if needs == Needs():
             return
         if on_progress is not None:
@@ -129,6 +132,14 @@ class EndpointRegistry:
     async def _release(self, endpoint: Endpoint) -> None:
         for entity in endpoint.entities:
             await self.engines.release(entity.engine)
+
+
+def _needs(endpoints: Iterable[Endpoint]) -> Needs:
+    """What the encoder must have loaded for all of them."""
+    needs = Needs()
+    for endpoint in endpoints:
+        needs = needs.also(endpoint.settings.guardrails.needs())
+    return needs
 
 
 async def _start_engines(endpoint: Endpoint, on_progress: OnProgress | None) -> None:

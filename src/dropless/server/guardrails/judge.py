@@ -99,7 +99,7 @@ class TextJudge:
             asked.append(Judge(0, topic_of, topics=self._topics))
         verdicts = await self._verdicts(asked)
         for (findings, first), verdict in zip(places, verdicts, strict=False):
-            _add(findings, verdict, first)
+            add(findings, verdict, first)
         if len(verdicts) > len(places):
             found[0].topic = verdicts[-1].topic
         return found
@@ -124,16 +124,15 @@ class TextJudge:
         return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def _add(findings: Findings, verdict: Verdict, before: int) -> None:
-    """Take in the verdict on a piece whose text begins at character `before`."""
+def add(findings: Findings, verdict: Verdict, before: int) -> None:
+    """Take in the verdict on a piece whose text begins at character `before`, and whose entities
+    all reach beyond the pieces before it."""
     for name, score in verdict.scores.items():
         findings.scores[name] = max(score, findings.scores.get(name, 0.0))
     findings.unsafe.update(verdict.unsafe)
     for found in verdict.entities:
         entity = Entity(found.start + before, found.end + before, found.kind)
         taken = findings.entities
-        if taken and entity.end <= taken[-1].end:
-            continue  # seen by the piece before as well
         while taken and taken[-1].end > entity.start:  # cut by the pieces, and whole only now
             entity = Entity(min(taken.pop().start, entity.start), entity.end, entity.kind)
         taken.append(entity)
