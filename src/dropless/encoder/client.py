@@ -51,13 +51,11 @@ class EncoderClient:
     """Costs nothing until something is asked of it: no process, no model. All methods belong to
     one event loop."""
 
-    def __init__(self, *, threads: int | None = None, model: str = EMBEDDING_MODEL) -> None:
-        """`model` is a catalogue name or a folder."""
+    def __init__(self, *, threads: int | None = None) -> None:
         self.state: State = "off"
         self.detail = "not started"  # what it does, or why it failed
         self.restarts = 0
         self._threads = threads or min(MAX_THREADS, os.cpu_count() or 1)
-        self._model = model
         self._model_folder: Path | None = None
         self._fetching: asyncio.Task[Path] | None = None
         self._needs = Needs()  # of all who ever asked
@@ -178,8 +176,8 @@ class EncoderClient:
         if self._model_folder is not None:
             return
         if self._fetching is None or self._fetching.done():
-            self.detail = f"fetching {self._model}"
-            self._fetching = asyncio.create_task(asyncio.to_thread(resolve, self._model))
+            self.detail = f"fetching {EMBEDDING_MODEL}"
+            self._fetching = asyncio.create_task(asyncio.to_thread(resolve, EMBEDDING_MODEL))
         self._model_folder = await asyncio.shield(self._fetching)
 
     async def _load(self) -> None:

@@ -79,13 +79,13 @@ def create_app(parts: Parts) -> FastAPI:
 def _add_status_routes(app: FastAPI, gateway: Gateway, traffic: Traffic) -> None:
     @app.get("/health")
     async def health() -> Response:
-        """200 only if every engine answered within a second, guardrails can judge, and new
-        requests are taken."""
+        """200 only if every engine answered within a second, the encoder is there if it is
+        needed, and new requests are taken."""
         registry = gateway.registry
         body = await health_of(registry.engines.engines)
         body["encoder"] = registry.encoder.health()
-        if registry.guardrails_wait and body["status"] == "ok":
-            detail = f"guardrails cannot judge: {registry.encoder.detail}"
+        if registry.encoder_lacks and body["status"] == "ok":
+            detail = f"nothing can be judged or embedded: {registry.encoder.detail}"
             body |= {"status": "unavailable", "state": "restarting", "detail": detail}
         if traffic.draining:
             detail = f"no new requests are taken; {traffic.running} run"

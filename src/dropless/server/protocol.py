@@ -24,7 +24,7 @@ DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, for /v1/completions only
 ROLES = ("system", "developer", "user", "assistant")
 
 
-class _Body(BaseModel):
+class StrictBody(BaseModel):
     """Strict types, finite numbers; other fields are kept in `model_extra` to be judged."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
@@ -34,24 +34,24 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class StreamOptions(_Body):
+class StreamOptions(StrictBody):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None  # padding against traffic analysis: accepted, not done
 
 
-class JsonSchema(_Body):
+class JsonSchema(StrictBody):
     name: str | None = None
     description: str | None = None
     schema_: dict[str, Any] | bool | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
 
-class ResponseFormat(_Body):
+class ResponseFormat(StrictBody):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
-class StructuredOutputs(_Body):
+class StructuredOutputs(StrictBody):
     """An extension: exactly one constraint on the whole answer."""
 
     regex: str | None = None
@@ -60,7 +60,7 @@ class StructuredOutputs(_Body):
     json_: dict[str, Any] | bool | None = Field(default=None, alias="json")
 
 
-class SafetyMode(_Body):
+class SafetyMode(StrictBody):
     """The field and its older name."""
 
     enable_safety_mode: bool | None = None
@@ -237,7 +237,7 @@ def _joined_text(content: Any) -> Any:
     return "".join(texts)
 
 
-class ChatMessage(_Body):
+class ChatMessage(StrictBody):
     """One message. `name` is accepted and not shown to the model."""
 
     role: str

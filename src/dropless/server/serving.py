@@ -15,6 +15,7 @@ from dropless.server.apis import GenerationApi
 from dropless.server.asgi import Reply
 from dropless.server.call import Call
 from dropless.server.endpoints.endpoint import Endpoint, ServedEntity
+from dropless.server.endpoints.engines import ModelEngine
 from dropless.server.gates import Gates, Reservation
 from dropless.server.guardrails.gate import JudgedCall
 from dropless.server.protocol import GenerationBody
@@ -76,7 +77,7 @@ class Serving:
         self._call.entity_name = entity.settings.model
         answer = self._answer = await self._prepare(entity)
         if self._reservation is not None:
-            max_model_len = entity.engine.ready().max_model_len
+            max_model_len = _engine(entity).ready().max_model_len
             answer.generation.limit_output(self._reservation.output_tokens, max_model_len)
             reply.add_headers(self._reservation.headers)
         generation = answer.generation
@@ -93,14 +94,15 @@ class Serving:
 
     async def _prepare(self, entity: ServedEntity) -> Answer[Any]:
         """The entity's answer, not begun yet. The first one's is what the call is admitted by."""
-        answer = await self._protocol.answer(self._call, entity.engine, self._body, self._owner)
+        engine = _engine(entity)
+        answer = await self._protocol.answer(self._call, engine, self._body, self._owner)
         if self._admitted:
             return answer
         self._admitted = True
         quotas, guardrails = self._gates.quotas, self._gates.guardrails
         if quotas is not None and self._call.principal is not None:
             generation = answer.generation
-            most = generation.max_output_tokens(entity.engine.ready().max_model_len)
+            most = generation.max_output_tokens(engine.ready().max_model_len)
             self._reservation = await quotas.admit(
                 self._call.principal, self._endpoint, generation.prompt_tokens, most
             )
@@ -109,7 +111,7 @@ class Serving:
         if self._judged is None or self._judged.body is self._body:
             return answer
         self._body = self._judged.body
-        return await self._protocol.answer(self._call, entity.engine, self._body, self._owner)
+        return await self._protocol.answer(self._call, engine, self._body, self._owner)
 
     def _end(self) -> None:
         answer, call = self._answer, self._call
@@ -124,3 +126,9 @@ class Serving:
                 call.response_body = answer.so_far()
         if self._reservation is not None:
             self._reservation.settle(generated)
+
+
+def _engine(entity: ServedEntity) -> ModelEngine:
+    """Of an entity that generates: the gateway has seen to that."""
+    assert isinstance(entity.engine, ModelEngine)
+    return entity.engine

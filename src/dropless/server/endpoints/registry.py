@@ -11,7 +11,7 @@ from dropless.encoder.messages import Needs
 from dropless.engine.messages import LoadProgress
 from dropless.server.configuration.endpoint_settings import EndpointSettings
 from dropless.server.endpoints.endpoint import Endpoint, make_endpoint
-from dropless.server.endpoints.engines import EnginePool
+from dropless.server.endpoints.engines import EnginePool, ModelEngine
 
 logger = logging.getLogger("dropless.server")
 
@@ -28,8 +28,8 @@ class EndpointRegistry:
         Raises:
             DroplessError: a model is not found, or its tokenizer or template does not load.
         """
-        self.engines = EnginePool()
         self.encoder = EncoderClient()
+        self.engines = EnginePool(self.encoder)
         self._endpoints = {s.name: make_endpoint(s, 1, self.engines) for s in settings}
         self._changing = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
@@ -41,8 +41,8 @@ class EndpointRegistry:
         return list(self._endpoints.values())
 
     @property
-    def guardrails_wait(self) -> bool:
-        """Whether some endpoint's guardrails cannot judge now."""
+    def encoder_lacks(self) -> bool:
+        """Whether some endpoint cannot judge or embed now."""
         return self.encoder.state != "ready" and _needs(self.list()) != Needs()
 
     async def start(self, on_progress: OnProgress | None = None) -> None:
@@ -95,13 +95,13 @@ class EndpointRegistry:
     async def _prepare_encoder(
         self, endpoints: Iterable[Endpoint], on_progress: OnProgress | None
     ) -> None:
-        """Load what these endpoints' guardrails need, before models plan with the memory that is
-        left."""
+        """Load what these endpoints' guardrails and embeddings need, before models plan with the
+        memory that is left."""
         needs = _needs(endpoints)
         if needs == Needs():
             return
         if on_progress is not None:
-            on_progress(LoadProgress("loading guardrails", 0.0))
+            on_progress(LoadProgress("loading the encoder", 0.0))
         await self.encoder.prepare(needs)
 
     async def _make(self, settings: EndpointSettings, old: Endpoint | None) -> Endpoint:
@@ -138,11 +138,11 @@ def _needs(endpoints: Iterable[Endpoint]) -> Needs:
     """What the encoder must have loaded for all of them."""
     needs = Needs()
     for endpoint in endpoints:
-        needs = needs.also(endpoint.settings.guardrails.needs())
+        needs = needs.also(endpoint.encoder_needs)
     return needs
 
 
 async def _start_engines(endpoint: Endpoint, on_progress: OnProgress | None) -> None:
     for entity in endpoint.entities:
-        if entity.engine.client.state == "stopped":
+        if isinstance(entity.engine, ModelEngine) and entity.engine.state == "stopped":
             await entity.engine.client.start(on_progress)
