@@ -80,9 +80,8 @@ class EnginePool:
     """One engine for each model and its settings: endpoints that serve the same share it, and a
     new configuration of an endpoint keeps the engines that it does not change."""
 
-    def __init__(self, encoder: EncoderClient) -> None:
-        """`encoder` computes for all embedding models."""
-        self._encoder = encoder
+    def __init__(self) -> None:
+        self.encoder = EncoderClient()  # computes for all embedding models
         self._shared: dict[EngineConfig, _Shared] = {}
 
     @property
@@ -97,7 +96,7 @@ class EnginePool:
             DroplessError: the model is not found, cannot be fetched, or its text side not read.
         """
         if is_embedding_model(entity.model):
-            return EmbeddingModel(entity.model, self._encoder)
+            return EmbeddingModel(entity.model, self.encoder)
         random = entity.engine.weights == "random"
         config = entity.engine.config(resolve(entity.model, allow_shapes=random), entity.model)
         shared = self._shared.get(config)
@@ -125,3 +124,4 @@ class EnginePool:
     async def stop(self) -> None:
         for engine in self.engines:
             await engine.client.stop()
+        await self.encoder.stop()

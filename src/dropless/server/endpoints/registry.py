@@ -28,8 +28,7 @@ class EndpointRegistry:
         Raises:
             DroplessError: a model is not found, or its tokenizer or template does not load.
         """
-        self.encoder = EncoderClient()
-        self.engines = EnginePool(self.encoder)
+        self.engines = EnginePool()
         self._endpoints = {s.name: make_endpoint(s, 1, self.engines) for s in settings}
         self._changing = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
@@ -39,6 +38,11 @@ class EndpointRegistry:
 
     def list(self) -> list[Endpoint]:
         return list(self._endpoints.values())
+
+    @property
+    def encoder(self) -> EncoderClient:
+        """What judges and embeds for all endpoints."""
+        return self.engines.encoder
 
     @property
     def encoder_lacks(self) -> bool:
@@ -90,7 +94,6 @@ class EndpointRegistry:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
         await self.engines.stop()
-        await self.encoder.stop()
 
     async def _prepare_encoder(
         self, endpoints: Iterable[Endpoint], on_progress: OnProgress | None
