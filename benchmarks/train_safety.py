@@ -64,11 +64,11 @@ def train(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return weights.detach(), bias.detach()
 
 
-def targets(prompts: Sequence[Prompt], category: str) -> Tensor:
-    """1, 0, or -1 for those to leave out: [prompts]."""
+def targets(prompts: Sequence[Prompt], category: str | None) -> Tensor:
+    """1, 0, or -1 for those to leave out: [prompts]. None is any category."""
 
     def target(prompt: Prompt) -> int:
-        judged = prompt.is_in(category)
+        judged = prompt.is_unsafe if category is None else prompt.is_in(category)
         if judged is None:
             return -1 if prompt.is_unsafe else 0
         return int(judged)

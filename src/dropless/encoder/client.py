@@ -37,7 +37,7 @@ State = Literal["off", "starting", "ready", "failed"]
 
 EMBEDDING_MODEL = "all-minilm-l6-v2"  # of the catalogue
 MAX_THREADS = 4  # more do not make short texts faster
-WAIT_S = 20.0  # how long a request waits for a process that starts or loads more
+WAIT_S = 30.0  # how long a request waits for a process that starts or loads more
 FAILED_S = 30.0  # how long a failed start is taken for an answer, before it is tried again
 MAX_RESTARTS = 5  # within RESTART_WINDOW_S; more are a failure
 RESTART_WINDOW_S = 600.0
@@ -64,7 +64,7 @@ class EncoderClient:
         self._ready = asyncio.Event()  # the process has loaded, or it failed
         self._life: asyncio.Task[None] | None = None
         self._restart_times: deque[float] = deque()
-        self._failure: tuple[float, DroplessError] | None = None  # time.monotonic(), why
+        self._failed_at: float | None = None  # time.monotonic()
         self._numbers = itertools.count()
         self._answers: dict[int, asyncio.Future[FromEncoder]] = {}
 
@@ -85,16 +85,19 @@ class EncoderClient:
         """
         if self.state == "ready" and self._loaded.cover(needs):
             return
-        if self._failure is not None and time.monotonic() < self._failure[0] + FAILED_S:
-            raise self._failure[1]
+        if self._failed_at is not None and time.monotonic() < self._failed_at + FAILED_S:
+            raise self._unavailable(self.detail)
         self._needs = self._needs.also(needs)
         if needs.embeddings:
             await self._fetch()
         if self._life is None or self._life.done():
+            self._failed_at = None
+            self._ready.clear()
+            self.state, self.detail = "starting", "starting the encoder process"
             self._life = asyncio.create_task(self._live())
         await self._ready.wait()
-        if self._failure is not None:
-            raise self._failure[1]
+        if self._failed_at is not None:
+            raise self._unavailable(self.detail)
         if not self._loaded.cover(needs):
             await self._load()
 
@@ -162,7 +165,7 @@ class EncoderClient:
         finally:
             del self._answers[message.number]
         if isinstance(reply, Failed):
-            raise self._unavailable(reply.message)
+            raise EncoderUnavailableError(reply.message, retry_after_s=1.0)
         assert isinstance(reply, kind)
         return reply
 
@@ -189,18 +192,13 @@ class EncoderClient:
 
     async def _live(self) -> None:
         """Keeps a process alive, until it dies too often or cannot load what it is for."""
-        self._failure = None
-        self._ready.clear()
-        self.state, self.detail = "starting", "starting the encoder process"
         try:
             while True:
                 await self._one_life()
                 await asyncio.sleep(FIRST_PAUSE_S * 2.0 ** (len(self._restart_times) - 1))
         except (DroplessError, OSError) as error:
-            if not isinstance(error, DroplessError):
-                error = EncoderUnavailableError(f"cannot start the encoder process: {error}")
             self.state, self.detail = "failed", str(error)
-            self._failure = time.monotonic(), error
+            self._failed_at = time.monotonic()
             logger.error("the encoder process failed: %s", error)
         finally:
             self._ready.set()
@@ -249,8 +247,7 @@ class EncoderClient:
         if len(self._restart_times) == MAX_RESTARTS:
             self._restart_times.clear()
             raise EncoderUnavailableError(
-                f"{why}; given up after {MAX_RESTARTS} restarts within {RESTART_WINDOW_S:.0f} s",
-                retry_after_s=FAILED_S,
+                f"{why}; given up after {MAX_RESTARTS} restarts within {RESTART_WINDOW_S:.0f} s"
             )
         self._restart_times.append(now)
         self.restarts += 1

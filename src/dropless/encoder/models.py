@@ -7,10 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from dropless.encoder.messages import (
     Embed,
     Embedded,
@@ -23,40 +19,24 @@ from dropless.encoder.messages import (
     ToEncoder,
     Verdict,
 )
-from dropless.encoder.minilm import MiniLM
-from dropless.encoder.safety import SafetyHead
-from dropless.encoder.word_pieces import WordPieces
 from dropless.errors import DroplessError, EncoderUnavailableError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dropless.encoder.embedder import Embedder
     from dropless.encoder.pii import PiiFinder
 
 logger = logging.getLogger(__name__)
 
 
-class _Embedder:
-    """The embedding model and what reads its vectors."""
-
-    def __init__(self, folder: Path) -> None:
-        self.pieces = WordPieces(folder)
-        self.model = MiniLM(folder)
-        self.safety = SafetyHead()
-        self._topics: dict[tuple[str, ...], Tensor] = {}  # by topics: [topics, hidden]
-
-    def topic(self, windows: Tensor, topics: tuple[str, ...]) -> float:
-        """The similarity of a text in windows [n, depths, hidden] to the nearest topic."""
-        known = self._topics.get(topics)
-        if known is None:
-            known = self._topics[topics] = self.model(self.pieces.encode(topics))[:, -1]
-        text = F.normalize(windows[:, -1].mean(0), dim=0)
-        return float((known @ text).max())
-
-
 class Models:
-    """Loads what `Prepare` asks for; answers every message, whatever is wrong with it."""
+    """Loads what `Prepare` asks for, and imports it only then, for that takes seconds. Answers
+    every message, whatever is wrong with it."""
 
-    def __init__(self) -> None:
-        self._embedder: _Embedder | None = None
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._embedder: Embedder | None = None
         self._pii: PiiFinder | None = None
 
     def answer(self, batch: Sequence[ToEncoder]) -> list[FromEncoder]:
@@ -64,8 +44,10 @@ class Models:
         try:
             vectors = self._vectors(batch)
         except Exception as error:
-            logger.exception("could not encode a batch of %d", len(batch))
-            return [_failed(message, error) for message in batch]
+            if len(batch) > 1:  # one of them: the others shall not fail with it
+                return [reply for message in batch for reply in self.answer([message])]
+            logger.exception("could not encode a text")
+            return [_failed(batch[0], error)]
         return [self._reply(*pair) for pair in zip(batch, vectors, strict=True)]
 
     def _vectors(self, batch: Sequence[ToEncoder]) -> list[Tensor | None]:
@@ -74,9 +56,12 @@ class Models:
         texts = [window for each in windows for window in each]
         if not texts:
             return [None] * len(batch)
-        sizes = [len(each) for each in windows if each]
-        rows = iter(torch.split(self._loaded().model(texts), sizes))
-        return [next(rows) if each else None for each in windows]
+        rows, first = self._loaded().vectors(texts), 0
+        found: list[Tensor | None] = []
+        for each in windows:
+            found.append(rows[first : first + len(each)] if each else None)
+            first += len(each)
+        return found
 
     def _windows(self, message: ToEncoder) -> list[list[int]]:
         if isinstance(message, Embed):
@@ -122,10 +107,11 @@ class Models:
         needs = message.needs
         if needs.embeddings and self._embedder is None:
             assert message.model_folder is not None
-            self._embedder = _Embedder(Path(message.model_folder))
-            self._embedder.model(self._embedder.pieces.encode(["warm up"]))
+            from dropless.encoder.embedder import Embedder
+
+            self._embedder = Embedder(Path(message.model_folder), self._threads)
+            self._embedder.vectors(self._embedder.pieces.encode(["warm up"]))
         if needs.pii and self._pii is None:
-            # Late: the import alone takes seconds, and only who finds personal data needs it.
             from dropless.encoder.pii import PiiFinder
 
             self._pii = PiiFinder()
@@ -134,7 +120,7 @@ class Models:
             self._pii.load_names()
         return Prepared(message.number)
 
-    def _loaded(self) -> _Embedder:
+    def _loaded(self) -> Embedder:
         if self._embedder is None:
             raise EncoderUnavailableError("the embedding model is not loaded")
         return self._embedder
@@ -145,10 +131,6 @@ def text_tokens(message: ToEncoder) -> int:
     if isinstance(message, Embed):
         return len(message.token_ids)
     return len(message.text) // 4 if isinstance(message, Judge) else 0
-
-
-def set_threads(count: int) -> None:
-    torch.set_num_threads(count)
 
 
 def _failed(message: ToEncoder, error: Exception) -> Failed:

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 import msgspec
 
 from dropless.encoder.messages import ToEncoder
-from dropless.encoder.models import Models, set_threads, text_tokens
+from dropless.encoder.models import Models, text_tokens
 
 # Texts are answered together up to so many tokens: more would make the first wait for the last.
 BATCH_TOKENS = 512
@@ -51,12 +51,10 @@ def main() -> None:
     parser.add_argument("--socket", type=int, required=True, help="its number, inherited")
     parser.add_argument("--threads", type=int, required=True)
     arguments = parser.parse_args()
-    set_threads(arguments.threads)
     try:
-        serve(Connection(arguments.socket), Models())
+        serve(Connection(arguments.socket), Models(arguments.threads))
     except (ConnectionError, BrokenPipeError):
-        logger = logging.getLogger(__name__)
-        logger.warning("the HTTP process is gone")
+        logging.getLogger(__name__).warning("the HTTP process is gone")
     os._exit(0)  # nothing is left to save
 
 

@@ -6,10 +6,10 @@ import asyncio
 import logging
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 import msgspec
 
@@ -31,7 +31,7 @@ class EncoderProcess:
 
     def __init__(
         self,
-        process: asyncio.subprocess.Process,
+        process: subprocess.Popen[bytes],
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         on_reply: Callable[[FromEncoder], None],
@@ -53,11 +53,11 @@ class EncoderProcess:
             command = [sys.executable, "-P", "-m", "dropless.encoder.process"]
             command += ["--socket", str(theirs.fileno()), "--threads", str(threads)]
             try:
-                process = await asyncio.create_subprocess_exec(
-                    *command,
-                    stdin=asyncio.subprocess.DEVNULL,
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),
-                    start_new_session=True,  # Ctrl-C reaches the parent only
+                    process_group=0,  # Ctrl-C reaches the parent only
                 )
             except BaseException:
                 ours.close()
@@ -74,16 +74,14 @@ class EncoderProcess:
 
     async def kill(self) -> None:
         """Ends the process and waits until it is reaped."""
-        with suppress(ProcessLookupError):
-            self._process.kill()
+        self._process.kill()
         await asyncio.wait({self.died})
 
     async def _until_death(self, reader: asyncio.StreamReader) -> str:
         verdict = await self._listen(reader)
-        with suppress(ProcessLookupError):
-            self._process.kill()
         self._writer.close()
-        code = await self._process.wait()
+        self._process.kill()
+        code = await asyncio.to_thread(self._process.wait)
         if verdict is not None:
             return verdict
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
