@@ -26,6 +26,7 @@ chat: $(VENV)/.runtime  ## set up and chat with the default model in this termin
 
 test: $(VENV)/.test  ## set up and run the tests
 	@$(BIN)/dropless pull
+	@$(BIN)/dropless pull all-minilm-l6-v2
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev  ## ruff: lint and format
@@ -52,7 +53,7 @@ $(BIN)/python:
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing Dropless and what it needs (once; a few minutes on a slow line) ..."
 	@$(INSTALL) --quiet --upgrade pip setuptools
-	@$(INSTALL) --editable '.[tables]'
+	@$(INSTALL) --editable '.[guardrails,tables]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.runtime

@@ -143,5 +143,19 @@ class EngineOverloadedError(EngineError):
         self.retry_after_s = retry_after_s
 
 
+class GuardrailBlockedError(DroplessError):
+    """An endpoint's guardrails forbid a request or its answer. The message is the platform's JSON
+    text about what was found."""
+
+
+class EncoderUnavailableError(DroplessError):
+    """The process that embeds and judges texts does not answer. What needs it is refused rather
+    than let through. `retry_after_s` is when a retry may succeed."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class TableError(DroplessError):
     """An inference table or its spool cannot be written, read or queried."""

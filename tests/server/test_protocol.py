@@ -147,7 +147,6 @@ HARMLESS = {
     "tools": [],
     "tool_choice": "none",
     "modalities": ["text"],
-    "enable_safety_mode": False,
 }
 
 
@@ -160,7 +159,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tool_choice": "required"}, "tool_choice"),
     ({"reasoning_effort": "high"}, "reasoning_effort"),
     ({"modalities": ["text", "audio"]}, "modalities"),
-    ({"enable_safety_mode": True}, "enable_safety_mode"),
+    ({"extra_body": {"top_k": 4}}, "extra_body"),
     ({"temprature": 1}, "temprature"),
     ({"messages": []}, "messages"),
     ({"messages": [{"role": "system", "content": "a"}] * 2}, "messages"),
@@ -239,3 +238,17 @@ def test_any_json_is_read_or_refused(fields: dict[str, Any]) -> None:
             http_error = to_http_error(error)
             assert http_error.status == 400
             assert http_error.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "on"),
+    [
+        ({}, False),
+        ({"enable_safety_mode": True}, True),
+        ({"enable_safety_filter": True}, True),
+        ({"enable_safety_mode": False, "extra_body": {"enable_safety_filter": True}}, True),
+        ({"enable_safety_mode": None, "extra_body": {}}, False),
+    ],
+)
+def test_safety_mode(fields: dict[str, Any], on: bool) -> None:
+    assert chat(**fields).safety_mode is on

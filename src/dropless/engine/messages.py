@@ -8,7 +8,8 @@ import msgspec
 
 from dropless.engine.sampling_params import SamplingParams
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+# The engine never says content_filter: a server's guardrails do.
+FinishReason = Literal["stop", "length", "abort", "error", "content_filter"]
 
 
 class EngineRequest(msgspec.Struct, frozen=True, tag="request"):

@@ -64,7 +64,7 @@ class Answer(ABC, Generic[N]):
             async for choice, delta in stream:
                 self._collect(choice, delta)
         body = self.so_far()
-        if self._envelope.include_timings:
+        if self._envelope.include_timings and self.generation.begun:
             body["timings"] = self.generation.timings()
         return body
 
@@ -100,7 +100,7 @@ class Answer(ABC, Generic[N]):
         extra: dict[str, Any] = {}
         if self._envelope.include_usage:
             extra["usage"] = self.usage().body()
-        if self._envelope.include_timings:
+        if self._envelope.include_timings and self.generation.begun:
             extra["timings"] = self.generation.timings()
         if not extra:
             return _DONE

@@ -88,8 +88,14 @@ def _add_status_routes(
 ) -> None:
     @app.get("/health")
     async def health() -> Response:
-        """200 only if every engine answered within a second, and new requests are taken."""
-        body = await health_of(gateway.registry.engines.engines)
+        """200 only if every engine answered within a second, the encoder is there if it is
+        needed, and new requests are taken."""
+        registry = gateway.registry
+        body = await health_of(registry.engines.engines)
+        body["encoder"] = registry.encoder.health()
+        if registry.encoder_lacks and body["status"] == "ok":
+            detail = f"nothing can be judged or embedded: {registry.encoder.detail}"
+            body |= {"status": "unavailable", "state": "restarting", "detail": detail}
         if traffic.draining:
             detail = f"no new requests are taken; {traffic.running} run"
             body |= {"status": "unavailable", "state": "draining", "detail": detail}

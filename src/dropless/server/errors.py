@@ -28,9 +28,11 @@ from dropless.errors import (
     ConflictError,
     DownloadError,
     DroplessError,
+    EncoderUnavailableError,
     EngineDeadError,
     EngineError,
     EngineOverloadedError,
+    GuardrailBlockedError,
     InvalidRequestError,
     MemoryPlanError,
     ModelNotFoundError,
@@ -83,6 +85,7 @@ class HttpError:
     code: str | None = None
     retry_after_s: float | None = None
     headers: Mapping[str, str] = field(default_factory=dict)  # further ones
+    platform_code: str | None = None  # where it has the platform's shape on every path
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "message", redacted(self.message))
@@ -90,6 +93,8 @@ class HttpError:
 
     def body(self) -> dict[str, Any]:
         """OpenAI's error object."""
+        if self.platform_code is not None:
+            return self.platform_body()
         error = {
             "message": self.message,
             "type": self.type,
@@ -100,10 +105,8 @@ class HttpError:
 
     def platform_body(self) -> dict[str, Any]:
         """The error object of the platform's own paths."""
-        return {
-            "error_code": _PLATFORM_CODES.get(self.status, "BAD_REQUEST"),
-            "message": self.message,
-        }
+        code = self.platform_code or _PLATFORM_CODES.get(self.status, "BAD_REQUEST")
+        return {"error_code": code, "message": self.message}
 
     def response(self, platform: bool = False) -> Response:
         headers = dict(self.headers)
@@ -185,6 +188,10 @@ def to_http_error(error: BaseException) -> HttpError:
             return _unavailable(str(error), "token_store_unavailable", _STORE_RETRY_S)
         case TableError():
             return _unavailable(str(error), "tables_unavailable", _STORE_RETRY_S)
+        case GuardrailBlockedError():
+            return HttpError(400, str(error), "content_filter", platform_code="BAD_REQUEST")
+        case EncoderUnavailableError():
+            return _unavailable(str(error), "encoder_unavailable", error.retry_after_s)
         case HTTPException():
             code = _HTTP_CODES.get(error.status_code)
             seen = _bad_request(error.status_code, str(error.detail), None, code)

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-from dropless.server.call import Call
 from dropless.server.endpoints.endpoint import Endpoint
-from dropless.server.generation import Deltas
+from dropless.server.guardrails.gate import Guardrails
 from dropless.server.identity.principal import Principal
-from dropless.server.protocol import GenerationBody
-
-B = TypeVar("B", bound=GenerationBody)
 
 
 class Reservation(Protocol):
@@ -39,17 +35,6 @@ class Quotas(Protocol):
 
     def usage(self, principal: Principal, endpoint: Endpoint) -> list[dict[str, Any]]:
         """The limits that a principal is under, and what is taken of them."""
-
-
-class Guardrails(Protocol):
-    """Judges what goes in and what comes out."""
-
-    async def input(self, call: Call, endpoint: Endpoint, body: B) -> B:
-        """The body to serve: this object, or another one in which something is masked. Raises a
-        DroplessError if it is not to be served."""
-
-    def output(self, call: Call, endpoint: Endpoint, body: B, deltas: Deltas) -> Deltas:
-        """The deltas to show for these. Closing the result closes `deltas`."""
 
 
 @dataclass(frozen=True, slots=True)

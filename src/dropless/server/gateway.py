@@ -15,13 +15,18 @@ from starlette.types import Receive, Scope, Send
 from dropless.errors import (
     DroplessError,
     EngineDeadError,
-    InvalidRequestError,
     ModelNotFoundError,
     PermissionDeniedError,
 )
 from dropless.server.apis import ChatApi, CompletionApi, GenerationApi
 from dropless.server.asgi import STOPPING, Reply, event, read_body, until_disconnected
 from dropless.server.call import Api, Call, CallObserver
+from dropless.server.embeddings.body import EmbeddingBody
+from dropless.server.embeddings.serving import (
+    check_endpoint,
+    read_embedding_body,
+    serve_embeddings,
+)
 from dropless.server.endpoints.endpoint import Endpoint
 from dropless.server.endpoints.registry import EndpointRegistry
 from dropless.server.errors import (
@@ -31,9 +36,11 @@ from dropless.server.errors import (
     log_unexpected,
     to_http_error,
 )
-from dropless.server.gates import Gates, Guardrails, Quotas
+from dropless.server.gates import Gates, Quotas
+from dropless.server.guardrails.gate import Guardrails
 from dropless.server.identity.principal import Permission, Principal
 from dropless.server.limits import HttpLimits
+from dropless.server.protocol import GenerationBody
 from dropless.server.serving import Serving
 
 _TRACE_HEADERS = frozenset({"traceparent", "tracestate"})
@@ -144,10 +151,8 @@ class Gateway:
         raw = await read_body(request, limits.max_body_bytes, limits.body_timeout_s)
         call.request_body = raw
         call.api = api or _api_of(raw)
-        protocol = self._apis.get(call.api)
-        if protocol is None:
-            raise InvalidRequestError(f"{call.api} are not served here")
-        body = protocol.read(raw, named=name is not None)
+        read = read_embedding_body if call.api == "embeddings" else self._apis[call.api].read
+        body: EmbeddingBody | GenerationBody = read(raw, named=name is not None)
         call.endpoint = name or body.model
         call.client_request_id = body.client_request_id
         call.usage_context = body.usage_context or {}
@@ -155,10 +160,16 @@ class Gateway:
         endpoint = self.endpoint(principal, call.endpoint, "CAN_QUERY")
         for observer in self._observers:
             observer.accepted(call)
-        serving = Serving(call, endpoint, protocol, body, self._gates, self._owner_of(principal))
+        check_endpoint(endpoint, call.api)
         candidates = endpoint.candidates(self._chance)
+        if isinstance(body, EmbeddingBody):
+            work = serve_embeddings(call, endpoint, candidates[0], body, self._gates.quotas, reply)
+        else:
+            protocol, owner = self._apis[call.api], self._owner_of(principal)
+            serving = Serving(call, endpoint, protocol, body, self._gates, owner)
+            work = serving.run(candidates, reply)
         with endpoint.held():
-            await until_disconnected(request.receive, serving.run(candidates, reply))
+            await until_disconnected(request.receive, work)
 
     def refused(self, request_id: str, api: Api, endpoint: str, error: DroplessError) -> None:
         """A call that was turned away at the door, of which only the request line is known: those

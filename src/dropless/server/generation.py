@@ -31,6 +31,7 @@ class Choice:
     first_token_time: float = 0.0
     last_token_time: float = 0.0
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    dropped: bool = False  # nobody wants the rest
 
     def note(self, delta: TokenDelta) -> None:
         """Keep what usage and timings are made from."""
@@ -99,11 +100,18 @@ class Generation:
             async for item in merged:
                 yield item
 
+    async def drop(self, choice: Choice) -> None:
+        """Generate no more of this choice; the others go on."""
+        choice.dropped = True
+        await self.engine.abort([choice.request.request_id])
+
     async def _follow(self, choice: Choice) -> AsyncGenerator[TextDelta, None]:
         async with aclosing(self.engine.generate(choice.request)) as stream:
             async for delta in stream:
                 choice.note(delta)
                 if delta.finish_reason == "abort":
+                    if choice.dropped:
+                        return
                     raise EngineDeadError("the engine stops and ended this request")
                 text = choice.output.push(delta)
                 yield text

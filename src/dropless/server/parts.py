@@ -13,6 +13,7 @@ from dropless.server.endpoints.manager import EndpointManager
 from dropless.server.endpoints.registry import EndpointRegistry
 from dropless.server.endpoints.store import EndpointStore
 from dropless.server.gateway import Gateway
+from dropless.server.guardrails.gate import Guardrails
 from dropless.server.identity.gatekeeper import Gatekeeper
 from dropless.server.inference_rows import InferenceRows
 from dropless.server.inference_table import InferenceTables
@@ -53,6 +54,7 @@ class Parts:
             self.settings.limits,
             observers=[self.numbers, self.tables],
             quotas=Quotas(),
+            guardrails=Guardrails(self.registry.encoder),
             owner_of=lambda principal: self.gatekeeper.secret.cache_owner(principal),
         )
 

@@ -24,7 +24,7 @@ DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, for /v1/completions only
 ROLES = ("system", "developer", "user", "assistant")
 
 
-class _Body(BaseModel):
+class StrictBody(BaseModel):
     """Strict types, finite numbers; other fields are kept in `model_extra` to be judged."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
@@ -34,24 +34,24 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class StreamOptions(_Body):
+class StreamOptions(StrictBody):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None  # padding against traffic analysis: accepted, not done
 
 
-class JsonSchema(_Body):
+class JsonSchema(StrictBody):
     name: str | None = None
     description: str | None = None
     schema_: dict[str, Any] | bool | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
 
-class ResponseFormat(_Body):
+class ResponseFormat(StrictBody):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
-class StructuredOutputs(_Body):
+class StructuredOutputs(StrictBody):
     """An extension: exactly one constraint on the whole answer."""
 
     regex: str | None = None
@@ -60,7 +60,23 @@ class StructuredOutputs(_Body):
     json_: dict[str, Any] | bool | None = Field(default=None, alias="json")
 
 
-class GenerationBody(_Body):
+class SafetyMode(StrictBody):
+    """The field and its older name."""
+
+    enable_safety_mode: bool | None = None
+    enable_safety_filter: bool | None = None
+
+
+class ExtraBody(SafetyMode):
+    """What OpenAI's client merges into the body, for those who write the body themselves."""
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> ExtraBody:
+        refuse_unsupported(self.model_extra or {}, where="extra_body")
+        return self
+
+
+class GenerationBody(SafetyMode):
     """What both endpoints share. Extensions to OpenAI's protocol come last."""
 
     model: str
@@ -88,6 +104,7 @@ class GenerationBody(_Body):
     include_timings: bool | None = None  # adds `timings` to the answer, or to its last chunk
     client_request_id: str | None = None  # recorded with the call, as the next
     usage_context: dict[str, str] | None = None
+    extra_body: ExtraBody | None = None
 
     @model_validator(mode="after")
     def _check_fields(self) -> GenerationBody:
@@ -105,6 +122,12 @@ class GenerationBody(_Body):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def safety_mode(self) -> bool:
+        """Whether any of the fields that mean it says so."""
+        places = (self, self.extra_body or SafetyMode())
+        return any(place.enable_safety_mode or place.enable_safety_filter for place in places)
 
     def choices(self, limit: int) -> int:
         """How many answers to a prompt: `n`, checked against the endpoint's limit."""
@@ -216,7 +239,7 @@ def _joined_text(content: Any) -> Any:
     return "".join(texts)
 
 
-class ChatMessage(_Body):
+class ChatMessage(StrictBody):
     """One message. `name` is accepted and not shown to the model."""
 
     role: str

@@ -15,7 +15,9 @@ from dropless.server.apis import GenerationApi
 from dropless.server.asgi import Reply
 from dropless.server.call import Call
 from dropless.server.endpoints.endpoint import Endpoint, ServedEntity
+from dropless.server.endpoints.engines import ModelEngine
 from dropless.server.gates import Gates, Reservation
+from dropless.server.guardrails.gate import JudgedCall
 from dropless.server.protocol import GenerationBody
 
 logger = logging.getLogger("dropless.server")
@@ -40,6 +42,7 @@ class Serving:
         self._gates = gates
         self._owner = owner
         self._admitted = False
+        self._judged: JudgedCall[Any] | None = None
         self._reservation: Reservation | None = None
         self._answer: Answer[Any] | None = None
 
@@ -74,13 +77,14 @@ class Serving:
         self._call.entity_name = entity.settings.model
         answer = self._answer = await self._prepare(entity)
         if self._reservation is not None:
-            max_model_len = entity.engine.ready().max_model_len
+            max_model_len = _engine(entity).ready().max_model_len
             answer.generation.limit_output(self._reservation.output_tokens, max_model_len)
             reply.add_headers(self._reservation.headers)
-        deltas = answer.generation.deltas()
-        guardrails = self._gates.guardrails
-        if guardrails is not None:
-            deltas = guardrails.output(self._call, self._endpoint, self._body, deltas)
+        generation = answer.generation
+        if self._judged is None:
+            deltas = generation.deltas()
+        else:
+            deltas = self._judged.output(generation, streams=bool(self._body.stream))
         if not self._body.stream:
             return await reply.body(msgspec.json.encode(await answer.body(deltas)))
         async with aclosing(answer.chunks(deltas)) as chunks:
@@ -97,21 +101,20 @@ class Serving:
         quotas, guardrails = self._gates.quotas, self._gates.guardrails
         if quotas is not None and self._call.principal is not None:
             generation = answer.generation
-            most = generation.max_output_tokens(entity.engine.ready().max_model_len)
+            most = generation.max_output_tokens(_engine(entity).ready().max_model_len)
             self._reservation = await quotas.admit(
                 self._call.principal, self._endpoint, generation.prompt_tokens, most
             )
-        if guardrails is None:
+        if guardrails is not None:
+            self._judged = await guardrails.judge(self._call, self._endpoint, self._body)
+        if self._judged is None or self._judged.body is self._body:
             return answer
-        judged = await guardrails.input(self._call, self._endpoint, self._body)
-        if judged is self._body:
-            return answer
-        self._body = judged
+        self._body = self._judged.body
         return await self._answer_of(entity)
 
     async def _answer_of(self, entity: ServedEntity) -> Answer[Any]:
         return await self._protocol.answer(
-            self._call, self._endpoint, entity.engine, self._body, self._owner
+            self._call, self._endpoint, _engine(entity), self._body, self._owner
         )
 
     def _end(self) -> None:
@@ -123,6 +126,13 @@ class Serving:
             if answer.generation.begun:
                 call.timings = answer.generation.timings()
                 call.execution_s = answer.generation.execution_s
+            if answer.generation.begun or (self._judged is not None and self._judged.refused):
                 call.response_body = answer.so_far()
         if self._reservation is not None:
             self._reservation.settle(generated)
+
+
+def _engine(entity: ServedEntity) -> ModelEngine:
+    """Of an entity that generates: the gateway has seen to that."""
+    assert isinstance(entity.engine, ModelEngine)
+    return entity.engine

@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from dropless.engine.messages import LoadProgress
 from dropless.server.endpoints.endpoint import Endpoint
+from dropless.server.endpoints.engines import ModelEngine
 
 _PYTHON = """\
 from openai import OpenAI
@@ -34,6 +35,23 @@ print(completion.choices[0].text)"""
 _TOKEN = """\
 Calls need a token: dropless tokens create NAME --grant CAN_QUERY makes one. Send it as the header
 Authorization: Bearer TOKEN, or as the api_key of a client."""
+_PYTHON_EMBEDDINGS = """\
+from openai import OpenAI
+
+client = OpenAI(base_url="{url}/v1", api_key="none")
+answer = client.embeddings.create(model={model}, input=["a river", "a stream"])
+print([len(item.embedding) for item in answer.data])"""
+
+# By task: the path, what is asked there, and the same in Python.
+_TRY: dict[str, tuple[str, dict[str, object], str]] = {
+    "llm/v1/chat": (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": "Name three colours."}]},
+        _PYTHON,
+    ),
+    "llm/v1/completions": ("/v1/completions", {"prompt": "Three colours are"}, _PYTHON_PLAIN),
+    "llm/v1/embeddings": ("/v1/embeddings", {"input": ["a river"]}, _PYTHON_EMBEDDINGS),
+}
 
 
 class Terminal:
@@ -63,12 +81,7 @@ class Terminal:
         if needs_token:
             lines.append(_TOKEN)
         if endpoints:
-            name = endpoints[0].name
-            chats = endpoints[0].entities[0].engine.template.source is not None
-            lines += [
-                f"Try it with curl:\n\n{self._curl(name, chats)}",
-                f"or with Python (pip install openai):\n\n{self._python(name, chats)}",
-            ]
+            lines += self._try(endpoints[0].name, endpoints[0].entities[0].engine.task)
         else:
             lines.append(f"No endpoint is served at {self._url} yet.")
         print("\n" + lines[0], *lines[1:], "Ctrl-C stops.", sep="\n\n", flush=True)
@@ -77,6 +90,11 @@ class Terminal:
         """One line for an endpoint, with what its served entities have become."""
         entities = []
         for entity in endpoint.entities:
+            if not isinstance(entity.engine, ModelEngine):
+                entities.append(
+                    f"embeddings of texts of up to {entity.engine.max_model_len} tokens"
+                )
+                continue
             ready = entity.engine.ready()
             entities.append(
                 f"loaded in {ready.load_seconds:.1f} s, {ready.dtype}, quantization "
@@ -92,17 +110,13 @@ class Terminal:
     def stopping(self) -> None:
         self._console.print("Stopping when running requests are done; once more stops at once.")
 
-    def _curl(self, name: str, chats: bool) -> str:
-        if chats:
-            path = "/v1/chat/completions"
-            asked: dict[str, object] = {
-                "messages": [{"role": "user", "content": "Name three colours."}]
-            }
-        else:
-            path, asked = "/v1/completions", {"prompt": "Three colours are"}
+    def _try(self, name: str, task: str) -> list[str]:
+        """A request to this endpoint, twice."""
+        path, asked, python = _TRY[task]
         body = json.dumps({"model": name, **asked}).replace("'", "'\\''")
-        return f"curl {self._url}{path} -H 'Content-Type: application/json' -d '{body}'"
-
-    def _python(self, name: str, chats: bool) -> str:
-        template = _PYTHON if chats else _PYTHON_PLAIN
-        return template.format(url=self._url, model=json.dumps(name))
+        curl = f"curl {self._url}{path} -H 'Content-Type: application/json' -d '{body}'"
+        script = python.format(url=self._url, model=json.dumps(name))
+        return [
+            f"Try it with curl:\n\n{curl}",
+            f"or with Python (pip install openai):\n\n{script}",
+        ]

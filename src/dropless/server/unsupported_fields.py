@@ -27,8 +27,6 @@ _HARMLESS = frozenset(
 _NOT_SUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "annotations": (None, []),
     "audio": (None,),
-    "enable_safety_filter": (None, False),
-    "enable_safety_mode": (None, False),
     "error_behavior": (None, "error"),
     "function_call": (None, "none", "auto"),
     "functions": (None, []),

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from dropless.engine.config import EngineConfig
 from dropless.errors import SettingsError
 from dropless.server.configuration.section import Section
+from dropless.server.guardrails.settings import GuardrailSettings
 from dropless.server.quotas.rate_limit import RateLimit
 from dropless.tables.settings import InferenceTableSettings, UsageTrackingSettings
 
@@ -113,6 +114,7 @@ class EndpointSettings(Section):
     traffic_config: TrafficSettings | None = None
     system_prompt: str | None = None
     fallback_config: FallbackSettings = FallbackSettings()
+    guardrails: GuardrailSettings = GuardrailSettings()
     rate_limits: tuple[RateLimit, ...] = ()
     inference_table_config: InferenceTableSettings | None = None
     usage_tracking_config: UsageTrackingSettings = UsageTrackingSettings()

@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from dropless.encoder.messages import Needs
+from dropless.errors import SettingsError
 from dropless.server.configuration.endpoint_settings import EndpointSettings, ServedEntitySettings
-from dropless.server.endpoints.engines import EnginePool, ModelEngine
+from dropless.server.embeddings.model import is_embedding_model
+from dropless.server.endpoints.engines import EnginePool, ModelEngine, ServedModel
 from dropless.server.quotas.rate_limit import RateLimit
 
 
@@ -23,7 +26,7 @@ class ServedEntity:
     entity_id: str
     settings: ServedEntitySettings
     share: int  # of the endpoint's calls, percent
-    engine: ModelEngine
+    engine: ServedModel
 
     @property
     def name(self) -> str:
@@ -56,13 +59,23 @@ class Endpoint:
     @property
     def is_ready(self) -> bool:
         """Whether some served entity answers."""
-        return any(entity.engine.client.state == "serving" for entity in self.entities)
+        return any(entity.engine.state == "serving" for entity in self.entities)
 
     @property
     def max_model_len(self) -> int | None:
         """Tokens that every served entity can take; None while one has never been loaded."""
-        ready = [entity.engine.client.ready for entity in self.entities]
-        return None if None in ready else min(r.max_model_len for r in ready if r is not None)
+        lengths = [entity.engine.max_model_len for entity in self.entities]
+        return None if None in lengths else min(n for n in lengths if n is not None)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it makes vectors of texts; else it generates texts."""
+        return not isinstance(self.entities[0].engine, ModelEngine)
+
+    @property
+    def encoder_needs(self) -> Needs:
+        """What the encoder process must have loaded for its calls."""
+        return self.settings.guardrails.needs().also(Needs(embeddings=self.embeds))
 
     def candidates(self, chance: random.Random) -> list[ServedEntity]:
         """Who is to answer a call, chosen by the traffic shares; then, with fallback, the others
@@ -96,6 +109,7 @@ class Endpoint:
 
 def make_endpoint(settings: EndpointSettings, version: int, engines: EnginePool) -> Endpoint:
     """Blocks as `EnginePool.take` does, and raises what it raises; it then holds no engine."""
+    _check_embeddings(settings)
     entities: list[ServedEntity] = []
     try:
         for entity, share in zip(settings.served_entities, settings.shares(), strict=True):
@@ -106,6 +120,29 @@ def make_endpoint(settings: EndpointSettings, version: int, engines: EnginePool)
             engines.drop(taken.engine)
         raise
     return Endpoint(settings, version, tuple(entities))
+
+
+def _check_embeddings(settings: EndpointSettings) -> None:
+    """Raises SettingsError: settings of an endpoint that embeds mean something for others only."""
+    models = [entity.model for entity in settings.served_entities]
+    embed = [is_embedding_model(model) for model in models]
+    if not any(embed):
+        return
+    if not all(embed):
+        raise SettingsError(
+            f"endpoint {settings.name!r} has models that embed and models that generate "
+            f"({', '.join(models)}); give each kind an endpoint of its own"
+        )
+    if not settings.guardrails.is_off or settings.system_prompt is not None:
+        raise SettingsError(
+            f"endpoint {settings.name!r} embeds texts: guardrails and system_prompt are for those "
+            "that generate; leave them out"
+        )
+    if any(entity.engine.model_fields_set for entity in settings.served_entities):
+        raise SettingsError(
+            f"endpoint {settings.name!r} embeds texts, which no engine does: leave out its engine "
+            "settings"
+        )
 
 
 def _entity_id(endpoint: str, entity: ServedEntitySettings) -> str:

@@ -6,10 +6,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 
+from dropless.encoder.client import EncoderClient
+from dropless.encoder.messages import Needs
 from dropless.engine.messages import LoadProgress
 from dropless.server.configuration.endpoint_settings import EndpointSettings
 from dropless.server.endpoints.endpoint import Endpoint, make_endpoint
-from dropless.server.endpoints.engines import EnginePool
+from dropless.server.endpoints.engines import EnginePool, ModelEngine
 
 logger = logging.getLogger("dropless.server")
 
@@ -38,6 +40,16 @@ class EndpointRegistry:
     def list(self) -> list[Endpoint]:
         return list(self._endpoints.values())
 
+    @property
+    def encoder(self) -> EncoderClient:
+        """What judges and embeds for all endpoints."""
+        return self.engines.encoder
+
+    @property
+    def encoder_lacks(self) -> bool:
+        """Whether some endpoint cannot judge or embed now."""
+        return self.encoder.state != "ready" and _needs(self.list()) != Needs()
+
     async def start(self, on_progress: OnProgress | None = None) -> None:
         """Loads the models one after the other, so that each plans with the memory that those
         before it have left.
@@ -46,6 +58,7 @@ class EndpointRegistry:
             DroplessError: the first that a model fails with.
         """
         async with self._changing:
+            await self._prepare_encoder(self.list(), on_progress)
             for endpoint in self.list():
                 await _start_engines(endpoint, on_progress)
 
@@ -91,6 +104,18 @@ class EndpointRegistry:
         for endpoint in filter(None, gone):
             self._retire(endpoint)
 
+    async def _prepare_encoder(
+        self, endpoints: Iterable[Endpoint], on_progress: OnProgress | None
+    ) -> None:
+        """Load what these endpoints' guardrails and embeddings need, before models plan with the
+        memory that is left."""
+        needs = _needs(endpoints)
+        if needs == Needs():
+            return
+        if on_progress is not None:
+            on_progress(LoadProgress("loading the encoder", 0.0))
+        await self.encoder.prepare(needs)
+
     async def _make(self, settings: EndpointSettings, old: Endpoint | None) -> Endpoint:
         """The next version of an endpoint, with its engines running."""
         version = 1 if old is None else old.version + 1
@@ -98,6 +123,7 @@ class EndpointRegistry:
         if old is not None:
             new.created = old.created
         try:
+            await self._prepare_encoder([new], None)
             await _start_engines(new, None)
         except BaseException:
             await self._release(new)
@@ -120,7 +146,15 @@ class EndpointRegistry:
             await self.engines.release(entity.engine)
 
 
+def _needs(endpoints: Iterable[Endpoint]) -> Needs:
+    """What the encoder must have loaded for all of them."""
+    needs = Needs()
+    for endpoint in endpoints:
+        needs = needs.also(endpoint.encoder_needs)
+    return needs
+
+
 async def _start_engines(endpoint: Endpoint, on_progress: OnProgress | None) -> None:
     for entity in endpoint.entities:
-        if entity.engine.client.state == "stopped":
+        if isinstance(entity.engine, ModelEngine) and entity.engine.state == "stopped":
             await entity.engine.client.start(on_progress)

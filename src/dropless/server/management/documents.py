@@ -40,9 +40,9 @@ def endpoint_document(
         document["state"]["config_update_message"] = update.error or "the models load"
     if endpoint is None:
         return document
-    chats = all(e.engine.template.source is not None for e in endpoint.entities)
+    tasks = {entity.engine.task for entity in endpoint.entities}
     return document | {
-        "task": "llm/v1/chat" if chats else "llm/v1/completions",
+        "task": tasks.pop() if len(tasks) == 1 else "llm/v1/completions",
         "creation_timestamp": int(endpoint.created * 1e3),
         "last_updated_timestamp": int(endpoint.changed * 1e3),
         "config": {
@@ -87,12 +87,11 @@ def _entity_settings(entity: ServedEntitySettings) -> dict[str, Any]:
 
 
 def _entity(entity: ServedEntity) -> dict[str, Any]:
-    client = entity.engine.client
     return {
         "id": entity.entity_id,
         **_entity_settings(entity.settings),
         "state": {
-            "deployment": _DEPLOYMENT_STATES[client.state],
-            "deployment_state_message": client.detail,
+            "deployment": _DEPLOYMENT_STATES[entity.engine.state],
+            "deployment_state_message": entity.engine.detail,
         },
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dropless.server.endpoints.endpoint import Endpoint, ServedEntity
+from dropless.server.endpoints.engines import ModelEngine
 from dropless.server.endpoints.registry import EndpointRegistry
 from dropless.server.playground.shapes import EndpointState, ServedState
 
@@ -17,14 +18,15 @@ def _endpoint(endpoint: Endpoint) -> EndpointState:
 
 
 def _served(entity: ServedEntity) -> ServedState:
-    client = entity.engine.client
+    engine = entity.engine
+    client = engine.client if isinstance(engine, ModelEngine) else None
     return ServedState(
         id=entity.entity_id,
         name=entity.name,
-        model=entity.engine.model,
+        model=engine.model,
         traffic_percentage=entity.share,
-        state=client.state,
-        restarts=client.restarts,
-        ready=client.ready,
-        stats=client.stats,
+        state=engine.state,
+        restarts=engine.restarts,
+        ready=None if client is None else client.ready,
+        stats=None if client is None else client.stats,
     )

@@ -1,0 +1,1 @@
+"""Texts in, vectors and verdicts out: one small process beside the engine's."""
