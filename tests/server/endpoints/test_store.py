@@ -40,3 +40,10 @@ def test_an_endpoint_has_one_owner(tmp_path: Path) -> None:
     store.check_apart(Configuration(endpoints=(endpoint("b"),)))
     with pytest.raises(SettingsError, match="'a' was made through the API"):
         store.check_apart(Configuration(endpoints=(endpoint("a"),)))
+
+
+def test_a_disk_that_takes_nothing_is_told(tmp_path: Path) -> None:
+    store = EndpointStore(tmp_path / "data" / "endpoints.json")
+    (tmp_path / "data").write_text("a file where the folder should be")
+    with pytest.raises(SettingsError, match="a restart will not know of it"):
+        store.keep({"a": endpoint("a")})

@@ -22,10 +22,10 @@ _PROMPT_S = 1.0  # what is done within this time is told as done
 
 @dataclass(slots=True)
 class Update:
-    """A change that is not, or could not be, done. `error` is None while it is under way."""
+    """A change that is not, or could not be, done. `failure` is None while it is under way."""
 
     settings: EndpointSettings
-    error: str | None = None
+    failure: DroplessError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ class EndpointManager:
 
     def _check_still(self, name: str) -> None:
         update = self.updates.get(name)
-        if update is not None and update.error is None:
+        if update is not None and update.failure is None:
             raise ConflictError(
                 f"the endpoint {name!r} is being changed; try again when it is done"
             )
@@ -154,20 +154,20 @@ class EndpointManager:
         task = asyncio.create_task(self._carry_out(update))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        done, _ = await asyncio.wait({task}, timeout=_PROMPT_S)
-        if done and task.exception() is not None:
+        await asyncio.wait({task}, timeout=_PROMPT_S)
+        if update.failure is not None:
             del self.updates[settings.name]
-            task.result()
+            raise update.failure
 
     async def _carry_out(self, update: Update) -> None:
         name = update.settings.name
         try:
             await self._change({name: update.settings})
         except DroplessError as error:
-            update.error = str(error)
-            logger.warning("endpoint %s stays as it is: %s", name, error)
-            raise
-        del self.updates[name]
+            update.failure = error
+            logger.warning("endpoint %s: %s", name, error)
+        else:
+            del self.updates[name]
 
     async def _change(self, wanted: Mapping[str, EndpointSettings | None]) -> None:
         await self.registry.change(wanted)

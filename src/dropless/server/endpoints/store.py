@@ -51,14 +51,27 @@ class EndpointStore:
                 )
 
     def keep(self, changes: Mapping[str, EndpointSettings | None]) -> None:
-        """Add or replace these, and forget those that are None."""
+        """Add or replace these, and forget those that are None.
+
+        Raises:
+            SettingsError: they cannot be written.
+        """
         merged = {**self.endpoints, **changes}
         self.endpoints = {name: e for name, e in merged.items() if e is not None}
         documents = [e.model_dump(mode="json", exclude_unset=True) for e in self.endpoints.values()]
+        try:
+            self._write(json.dumps({"endpoints": documents}, indent=2))
+        except OSError as error:
+            raise SettingsError(
+                f"the change is made, but a restart will not know of it: cannot write "
+                f"{self._path}: {error.strerror}"
+            ) from error
+
+    def _write(self, text: str) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         new = self._path.with_suffix(".new")
         with new.open("w", encoding="utf-8") as file:
-            json.dump({"endpoints": documents}, file, indent=2)
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         new.replace(self._path)

@@ -37,7 +37,7 @@ def endpoint_document(
     }
     if update is not None:
         document["pending_config"] = _config(update.settings)
-        document["state"]["config_update_message"] = update.error or "the models load"
+        document["state"]["config_update_message"] = str(update.failure or "the models load")
     if endpoint is None:
         return document
     tasks = {entity.engine.task for entity in endpoint.entities}
@@ -61,7 +61,7 @@ def gateway_document(settings: EndpointSettings) -> dict[str, Any]:
 def _update_state(update: Update | None) -> str:
     if update is None:
         return "NOT_UPDATING"
-    return "IN_PROGRESS" if update.error is None else "UPDATE_FAILED"
+    return "IN_PROGRESS" if update.failure is None else "UPDATE_FAILED"
 
 
 def _config(settings: EndpointSettings) -> dict[str, Any]:
