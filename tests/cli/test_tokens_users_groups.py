@@ -153,17 +153,9 @@ def test_the_configuration_says_where_the_store_is(tmp_path: Path) -> None:
     assert "not both" in runner.invoke(app, both).stderr
 
 
-COMMANDS = [
-    *(f"tokens {name}" for name in ("create", "list", "show", "revoke")),
-    *(f"users {name}" for name in ("create", "list", "grant", "withdraw", "delete")),
-    *(
-        f"groups {name}"
-        for name in ("create", "list", "add", "remove", "grant", "withdraw", "delete")
-    ),
-]
-
-
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", ["tokens create", "tokens revoke", "users create", "users grant", "groups add"]
+)
 def test_help_teaches_by_examples_that_are_understood(command: str) -> None:
     output = runner.invoke(app, [*command.split(), "--help"]).output
     examples = [line.strip() for line in output.splitlines() if f"dropless {command}" in line]

@@ -54,7 +54,8 @@ def requests_of(routes: list[BaseRoute]) -> Iterator[tuple[str, str]]:
     """A method and a path for each route, mounted ones too."""
     for route in routes:
         if isinstance(route, Mount):
-            for method, path in requests_of(list(route.routes)):
+            inner = route.routes if isinstance(route.routes, list) else []
+            for method, path in requests_of(inner):
                 yield method, route.path + path
             yield "GET", f"{route.path}/some/file"
         elif hasattr(route, "original_router"):  # how FastAPI keeps an included one

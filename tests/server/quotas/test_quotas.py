@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,16 @@ class Endpoint:
     name: str = "dbrx"
 
 
+def at_once(admission: Coroutine[Any, Any, Reservation]) -> Reservation:
+    """It waits for nothing, so nothing can be taken by half when its request is cancelled."""
+    try:
+        admission.send(None)
+    except StopIteration as stop:
+        reservation: Reservation = stop.value
+        return reservation
+    raise AssertionError("it waits")
+
+
 class Desk:
     """Quotas with a clock that is set by hand."""
 
@@ -40,7 +50,7 @@ class Desk:
         self.now += round(seconds * NS)
 
     def admit(self, who: Principal = ALICE, input: int = 1, output: int = 1) -> Reservation:
-        return asyncio.run(self.quotas.admit(who, self.endpoint, input, output))
+        return at_once(self.quotas.admit(who, self.endpoint, input, output))
 
     def refusal(self, who: Principal = ALICE, input: int = 1, output: int = 1) -> RateLimitError:
         with pytest.raises(RateLimitError) as error:
@@ -227,9 +237,9 @@ def test_endpoints_count_for_themselves_and_no_limits_are_none() -> None:
     desk = Desk({"calls": 1})
     desk.admit()
     other = Endpoint(desk.endpoint.rate_limits, "other")
-    asyncio.run(desk.quotas.admit(ALICE, other, 1, 1))
+    at_once(desk.quotas.admit(ALICE, other, 1, 1))
     free = Endpoint((), "free")
-    reservation = asyncio.run(desk.quotas.admit(ALICE, free, 10**9, 10**9))
+    reservation = at_once(desk.quotas.admit(ALICE, free, 10**9, 10**9))
     assert reservation.output_tokens == 10**9
     assert reservation.headers == {}
     reservation.settle(5)
@@ -288,7 +298,7 @@ def test_ones_own_usage() -> None:
 
 def test_windows_of_those_who_left_are_forgotten() -> None:
     desk = Desk({"key": "user", "calls": 10})
-    for number in range(3000):
+    for number in range(2500):
         desk.wait(1)
         desk.admit(Principal(f"user-{number}"))
     assert len(desk.quotas._windows) <= 1001
@@ -340,7 +350,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(LIMITS, STEPS)
 def test_no_window_is_ever_above_a_limit_and_retry_after_is_enough(
     limits: list[RateLimit], steps: list[tuple[int, Principal, int, int, float, int]]
