@@ -156,7 +156,7 @@ class ConfigLines:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # meant for the server, which closes the pipe
     os.nice(NICENESS)
     lines = ConfigLines(sys.stdin.fileno())
