@@ -20,7 +20,7 @@ from dropless.engine import long_prompts
 from dropless.engine.constraints import Constraints
 from dropless.engine.kv_cache import KVCache
 from dropless.engine.long_prompts import LongPrompts
-from dropless.engine.messages import EngineRequest, EngineStats, TokenDelta
+from dropless.engine.messages import MOST_WEIGHT, EngineRequest, EngineStats, TokenDelta
 from dropless.engine.request import Request
 from dropless.engine.scheduler import ScheduledStep, Scheduler
 from dropless.engine.step import LaunchedStep, StepInput
@@ -35,7 +35,6 @@ from dropless.errors import (
 logger = logging.getLogger(__name__)
 
 _MOST_LOST_STEPS = 8  # of a request, since its last token; each for want of memory
-MOST_WEIGHT = 1000.0  # of an owner; its inverse is the least
 RETRY_AFTER_S = 1.0  # when the queue is full; it moves with every request that ends
 
 

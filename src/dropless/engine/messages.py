@@ -8,6 +8,8 @@ import msgspec
 
 from dropless.engine.sampling_params import SamplingParams
 
+MOST_WEIGHT = 1000.0  # of an owner of requests; its inverse is the least
+
 # The engine never says content_filter: a server's guardrails do.
 FinishReason = Literal["stop", "length", "abort", "error", "content_filter"]
 

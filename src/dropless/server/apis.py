@@ -23,6 +23,7 @@ from dropless.server.protocol import (
     NamedChatBody,
     NamedCompletionBody,
 )
+from dropless.server.sharing import Owner
 
 B = TypeVar("B", bound=GenerationBody)
 
@@ -44,7 +45,7 @@ class GenerationApi(ABC, Generic[B]):
 
     @abstractmethod
     async def answer(
-        self, call: Call, endpoint: Endpoint, engine: ModelEngine, body: B, owner: str
+        self, call: Call, endpoint: Endpoint, engine: ModelEngine, body: B, owner: Owner
     ) -> Answer[Any]:
         """The answer of this engine, not begun yet.
 
@@ -59,7 +60,7 @@ class ChatApi(GenerationApi[ChatBody]):
     named_body = NamedChatBody
 
     async def answer(
-        self, call: Call, endpoint: Endpoint, engine: ModelEngine, body: ChatBody, owner: str
+        self, call: Call, endpoint: Endpoint, engine: ModelEngine, body: ChatBody, owner: Owner
     ) -> Answer[Any]:
         engine.ready()
         params = body.sampling_params()
@@ -78,7 +79,12 @@ class CompletionApi(GenerationApi[CompletionBody]):
     named_body = NamedCompletionBody
 
     async def answer(
-        self, call: Call, endpoint: Endpoint, engine: ModelEngine, body: CompletionBody, owner: str
+        self,
+        call: Call,
+        endpoint: Endpoint,
+        engine: ModelEngine,
+        body: CompletionBody,
+        owner: Owner,
     ) -> Answer[Any]:
         params = body.sampling_params()
         n = body.choices(MAX_COMPLETION_CHOICES)
@@ -127,7 +133,7 @@ def _generation(
     prompts: list[list[int]],
     params: SamplingParams,
     n: int,
-    owner: str,
+    owner: Owner,
     *,
     param: str,
     continues_text: bool = False,

@@ -42,13 +42,15 @@ from dropless.server.identity.principal import Permission, Principal
 from dropless.server.limits import HttpLimits
 from dropless.server.protocol import GenerationBody
 from dropless.server.serving import Serving
+from dropless.server.sharing import Owner, SharingSettings
 
 _TRACE_HEADERS = frozenset({"traceparent", "tracestate"})
 
 
 class Gateway:
     """Serves calls to the endpoints of a registry, whatever path they come by. `owner_of` gives
-    what salts a principal's prefix cache, `seed` makes the traffic split repeatable."""
+    what salts a principal's prefix cache, `sharing` its share of the engines; `seed` makes the
+    traffic split repeatable."""
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class Gateway:
         quotas: Quotas | None = None,
         guardrails: Guardrails | None = None,
         owner_of: Callable[[Principal], str],
+        sharing: SharingSettings | None = None,
         seed: int | None = None,
     ) -> None:
         self.registry = registry
@@ -67,6 +70,7 @@ class Gateway:
         self._gates = Gates(quotas, guardrails)
         self._chance = random.Random(seed)
         self._owner_of = owner_of
+        self._sharing = sharing or SharingSettings()
         self._apis: Mapping[Api, GenerationApi[Any]] = {
             "chat": ChatApi(),
             "completions": CompletionApi(),
@@ -165,8 +169,9 @@ class Gateway:
         if isinstance(body, EmbeddingBody):
             work = serve_embeddings(call, endpoint, candidates[0], body, self._gates.quotas, reply)
         else:
-            protocol, owner = self._apis[call.api], self._owner_of(principal)
-            serving = Serving(call, endpoint, protocol, body, self._gates, owner)
+            share = self._sharing.of(principal)
+            owner = Owner(self._owner_of(principal), share.priority, share.weight)
+            serving = Serving(call, endpoint, self._apis[call.api], body, self._gates, owner)
             work = serving.run(candidates, reply)
         with endpoint.held():
             await until_disconnected(request.receive, work)

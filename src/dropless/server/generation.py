@@ -15,6 +15,7 @@ from dropless.engine.messages import EngineRequest, TokenDelta, TokenLogprob
 from dropless.engine.output import OutputText, TextDelta
 from dropless.engine.sampling_params import SamplingParams
 from dropless.errors import EngineDeadError
+from dropless.server.sharing import Owner
 from dropless.text.tokenizer import Tokenizer
 
 
@@ -240,7 +241,7 @@ def make_generation(
     n: int,
     request_id: str,
     arrival_time: float,
-    owner: str,
+    owner: Owner,
     continues_text: bool,
 ) -> Generation:
     """n sequences for each prompt. With a seed, answer i of a prompt gets seed + i.
@@ -255,7 +256,9 @@ def make_generation(
                 prompt_token_ids=prompt_token_ids,
                 params=own_params,
                 arrival_time=arrival_time,
-                owner=owner,
+                owner=owner.name,
+                priority=owner.priority,
+                weight=owner.weight,
             )
             output = OutputText(tokenizer, own_params, continues_text=continues_text)
             choices.append(Choice(len(choices), request, output))

@@ -56,6 +56,7 @@ class Parts:
             quotas=Quotas(),
             guardrails=Guardrails(self.registry.encoder),
             owner_of=lambda principal: self.gatekeeper.secret.cache_owner(principal),
+            sharing=configuration.sharing,
         )
 
     @asynccontextmanager

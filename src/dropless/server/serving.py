@@ -19,6 +19,7 @@ from dropless.server.endpoints.engines import ModelEngine
 from dropless.server.gates import Gates, Reservation
 from dropless.server.guardrails.gate import JudgedCall
 from dropless.server.protocol import GenerationBody
+from dropless.server.sharing import Owner
 
 logger = logging.getLogger("dropless.server")
 
@@ -33,7 +34,7 @@ class Serving:
         protocol: GenerationApi[Any],
         body: GenerationBody,
         gates: Gates,
-        owner: str,
+        owner: Owner,
     ) -> None:
         self._call = call
         self._endpoint = endpoint

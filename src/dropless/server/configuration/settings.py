@@ -12,6 +12,8 @@ from dropless.server.configuration.endpoint_settings import EndpointSettings
 from dropless.server.configuration.section import Section
 from dropless.server.identity.settings import IdentitySettings
 from dropless.server.limits import HttpLimits
+from dropless.server.sharing import SharingSettings
+from dropless.server.telemetry.settings import TelemetrySettings
 from dropless.tables.settings import TablesSettings
 
 DEFAULT_DATA = Path("~/.local/share/dropless")
@@ -39,6 +41,8 @@ class Configuration(Section):
     data: UserPath = DEFAULT_DATA.expanduser()
     identity: IdentitySettings = IdentitySettings()
     tables: TablesSettings = TablesSettings()
+    sharing: SharingSettings = SharingSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     endpoints: tuple[EndpointSettings, ...] = ()
 
     @model_validator(mode="after")
