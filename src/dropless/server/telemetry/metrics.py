@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from dropless.engine.messages import EngineReady, EngineStats
 from dropless.server.call import Call
 from dropless.server.endpoints.endpoint import ServedEntity
+from dropless.server.endpoints.engines import ModelEngine
 from dropless.server.endpoints.registry import EndpointRegistry
 from dropless.server.telemetry.call_metrics import ENDPOINT, SERVED_ENTITY, CallMetrics
 from dropless.server.telemetry.machine import Machine
@@ -93,7 +94,9 @@ class Metrics:
 
 
 async def _ask(endpoint: str, entity: ServedEntity) -> _Engine | None:
-    """None before it has ever served."""
+    """None before it has ever served, and of what has no engine of its own."""
+    if not isinstance(entity.engine, ModelEngine):
+        return None
     client = entity.engine.client
     if client.ready is None:
         return None
