@@ -131,12 +131,12 @@ class Reply:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._headers: list[tuple[bytes, bytes]] = []
+        self._headers: dict[bytes, bytes] = {}
         self.started = False
 
     def add_headers(self, headers: Mapping[str, str]) -> None:
         """Before it starts."""
-        self._headers += [(name.encode(), value.encode()) for name, value in headers.items()]
+        self._headers |= {name.encode(): value.encode() for name, value in headers.items()}
 
     async def body(self, content: bytes, status: int = 200) -> None:
         """All of it, as JSON."""
@@ -144,7 +144,7 @@ class Reply:
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(content)).encode()),
-            *self._headers,
+            *self._headers.items(),
         ]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await _send_body(self._send, content, more=False)
@@ -153,7 +153,7 @@ class Reply:
         """One or more whole events of a stream."""
         if not self.started:
             self.started = True
-            headers = [*_EVENT_HEADERS, *self._headers]
+            headers = [*_EVENT_HEADERS, *self._headers.items()]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         await _send_body(self._send, chunk)
 
