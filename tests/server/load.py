@@ -27,7 +27,7 @@ class Outcome:
 class Load:
     """Each client sends one streamed request after the other, on a connection that it keeps."""
 
-    def __init__(self, url: str, body: dict[str, Any], clients: int = 6) -> None:
+    def __init__(self, url: str, body: dict[str, Any], clients: int = 4) -> None:
         self.outcomes: list[Outcome] = []
         self._url = url
         self._body = {**body, "stream": True}

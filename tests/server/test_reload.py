@@ -16,7 +16,7 @@ from tests.server.load import Load
 from tests.server.server_process import ServerProcess, tiny_endpoint
 
 HTTP = httpx.Client(timeout=60)
-ASKED = {"prompt": "hi", "max_tokens": 200, "ignore_eos": True, "temperature": 0}
+ASKED = {"prompt": "hi", "max_tokens": 120, "ignore_eos": True, "temperature": 0}
 
 
 class FileServer:

@@ -57,7 +57,7 @@ def test_a_server_that_stops_gives_up_what_is_under_way(model_folder: Path) -> N
         registry = EndpointRegistry([])
         manager = EndpointManager(registry, Configuration(), None, None)
         await manager.create(endpoint(model_folder, "e"))
-        while not registry.engines.engines:
+        while not (registry.engines.engines and registry.engines.engines[0].client.pid):
             await asyncio.sleep(0.01)
         [engine] = registry.engines.engines
         await manager.stop()
