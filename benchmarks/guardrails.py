@@ -40,11 +40,14 @@ import psutil
 import torch
 from benchmarks.moderation_data import CATEGORIES, Prompt, read_halves
 from benchmarks.train_safety import targets, train, vectors
+from torch import Tensor
 
-from dropless.encoder.client import EncoderClient
+from dropless.checkpoints.resolve import resolve
+from dropless.encoder.client import EMBEDDING_MODEL, EncoderClient
 from dropless.encoder.entities import DEFAULT_ENTITIES, ENTITIES
 from dropless.encoder.messages import Needs
 from dropless.encoder.safety import category_heads
+from dropless.encoder.word_pieces import WordPieces
 from dropless.server.guardrails.findings import TOPIC_THRESHOLD, Findings
 from dropless.server.guardrails.judge import CONTEXT_CHARACTERS, TextJudge, VerdictMemory
 from dropless.server.guardrails.sentences import pieces
@@ -96,7 +99,7 @@ def quality(flagged: Sequence[bool], labels: Sequence[bool]) -> Report:
 class Bench:
     def __init__(self, data: Path) -> None:
         self.data = data
-        self.encoder = EncoderClient()
+        self.encoder = EncoderClient(threads=1)
 
     def judge(self, rules: GuardrailParameters) -> TextJudge:
         """One that remembers nothing."""
@@ -164,24 +167,27 @@ class Bench:
             subject = path.stem.removesuffix("_test").replace("_", " ")
             with path.open(encoding="utf-8", newline="") as file:
                 questions[subject] = [row["question"] for row in csv.DictReader(file)][:20]
-        scores, labels, by_subject = [], [], []
-        asked = [(s, text) for s, texts in questions.items() for text in texts]
-        for topic in questions:
-            judge = self.judge(GuardrailParameters(valid_topics=(topic,)))
-            own = [f[0].topic for f in [await judge.judge([t], topic_of=t) for _, t in asked]]
-            mine = [subject == topic for subject, _ in asked]
-            by_subject.append(auroc([score or 0.0 for score in own], mine))
-            scores += own
-            labels += mine
-        kept = [(score or 0.0) >= TOPIC_THRESHOLD for score in scores]
-        on = [k for k, label in zip(kept, labels, strict=True) if label]
-        off = [k for k, label in zip(kept, labels, strict=True) if not label]
+        topics = await self._embed(list(questions))
+        texts = [text for asked in questions.values() for text in asked]
+        owner = torch.tensor([n for n, asked in enumerate(questions.values()) for _ in asked])
+        similarity = await self._embed(texts) @ topics.T  # [texts, topics]
+        on = owner[:, None] == torch.arange(len(questions))
+        by_subject = [
+            auroc(similarity[:, n].tolist(), on[:, n].tolist()) for n in range(len(questions))
+        ]
+        kept = similarity >= TOPIC_THRESHOLD
         return {
             "mean AUROC of a subject": _round(sum(by_subject) / len(by_subject)),
             "threshold": TOPIC_THRESHOLD,
-            "kept on topic": _round(sum(on) / len(on)),
-            "kept off topic": _round(sum(off) / len(off)),
+            "kept on topic": _round(float(kept[on].float().mean())),
+            "kept off topic": _round(float(kept[~on].float().mean())),
         }
+
+    async def _embed(self, texts: Sequence[str]) -> Tensor:
+        """[texts, hidden], of each text's first window."""
+        pieces = WordPieces(resolve(EMBEDDING_MODEL))
+        encoded = await self.encoder.embed([pieces.windows(text)[0] for text in texts])
+        return torch.stack([torch.frombuffer(bytearray(v), dtype=torch.float32) for v in encoded])
 
     def _encoder_s(self) -> float:
         assert self.encoder.pid is not None

@@ -36,7 +36,9 @@ logger = logging.getLogger(__name__)
 State = Literal["off", "starting", "ready", "failed"]
 
 EMBEDDING_MODEL = "all-minilm-l6-v2"  # of the catalogue
-MAX_THREADS = 4  # more do not make short texts faster
+# One core in four, at most so many: more do not make short texts faster, and beside an engine on the
+# same cores threads wait for each other longer than they compute.
+MAX_THREADS = 4
 WAIT_S = 30.0  # how long a request waits for a process that starts or loads more
 FAILED_S = 30.0  # how long a failed start is taken for an answer, before it is tried again
 MAX_RESTARTS = 5  # within RESTART_WINDOW_S; more are a failure
@@ -55,7 +57,7 @@ class EncoderClient:
         self.state: State = "off"
         self.detail = "not started"  # what it does, or why it failed
         self.restarts = 0
-        self._threads = threads or min(MAX_THREADS, os.cpu_count() or 1)
+        self._threads = threads or max(1, min(MAX_THREADS, (os.cpu_count() or 1) // 4))
         self._model_folder: Path | None = None
         self._fetching: asyncio.Task[Path] | None = None
         self._needs = Needs()  # of all who ever asked

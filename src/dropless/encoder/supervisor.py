@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 # Batches take a fraction of a second, and loading some seconds. A process that owes an answer and
 # says nothing for so long is hung, and is killed.
 HANG_S = 60.0
+OPENMP_SPINS = 20_000  # some 50 us; threads that spin longer take time from the engine's
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(FromEncoder)
@@ -56,6 +58,7 @@ class EncoderProcess:
                 process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
+                    env={"GOMP_SPINCOUNT": str(OPENMP_SPINS), **os.environ},
                     pass_fds=(theirs.fileno(),),
                     process_group=0,  # Ctrl-C reaches the parent only
                 )

@@ -17,7 +17,7 @@ from dropless.server.guardrails.keywords import Keywords
 from dropless.server.guardrails.sentences import pieces
 from dropless.server.guardrails.settings import GuardrailParameters
 
-PIECE_CHARACTERS = 1000  # some 250 tokens, what the embedding model reads at once
+PIECE_CHARACTERS = 400  # a few sentences: in a longer one a bad sentence is lost among good ones
 CONTEXT_CHARACTERS = 100  # of the text before that a piece is judged with
 REMEMBERED = 8192  # verdicts, of about 1 kB
 LARGE_TEXT = 20_000  # characters; keywords are looked for in larger ones off the event loop
