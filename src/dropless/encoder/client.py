@@ -36,8 +36,8 @@ logger = logging.getLogger(__name__)
 State = Literal["off", "starting", "ready", "failed"]
 
 EMBEDDING_MODEL = "all-minilm-l6-v2"  # of the catalogue
-# One core in four, at most so many: more do not make short texts faster, and beside an engine on the
-# same cores threads wait for each other longer than they compute.
+# One core in four, at most so many: more do not make short texts faster, and beside an engine on
+# the same cores threads wait for each other longer than they compute.
 MAX_THREADS = 4
 WAIT_S = 30.0  # how long a request waits for a process that starts or loads more
 FAILED_S = 30.0  # how long a failed start is taken for an answer, before it is tried again

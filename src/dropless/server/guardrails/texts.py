@@ -15,7 +15,7 @@ TOPIC_WORDS = 6
 
 
 def texts_of(body: GenerationBody) -> list[str]:
-    """Every message, whoever is said to have written it, or every prompt.
+    """Every message, whoever is said to have written it, or every prompt and the suffix.
 
     Raises:
         InvalidRequestError: a prompt is given as token ids, which cannot be judged.
@@ -28,7 +28,7 @@ def texts_of(body: GenerationBody) -> list[str]:
         raise InvalidRequestError(
             "a prompt of token ids cannot be judged by guardrails; send it as text", param="prompt"
         )
-    return texts
+    return [*texts, body.suffix] if body.suffix else texts
 
 
 def topic_text(body: GenerationBody) -> str:
@@ -44,7 +44,9 @@ def topic_text(body: GenerationBody) -> str:
 def with_texts(body: B, texts: Sequence[str]) -> B:
     """A copy of the body with these in place of those of `texts_of`."""
     if isinstance(body, CompletionBody):
-        return body.model_copy(update={"prompt": list(texts)})
+        count = len(body.prompts)
+        suffix = texts[count] if body.suffix else body.suffix
+        return body.model_copy(update={"prompt": list(texts[:count]), "suffix": suffix})
     assert isinstance(body, ChatBody)
     messages = [
         message.model_copy(update={"content": text})
