@@ -259,6 +259,25 @@ def test_a_search_that_is_killed_is_told_and_the_next_one_works(
     assert rows(logging_server)["rows"]
 
 
+def test_an_endpoint_gets_a_table_while_the_server_runs(
+    logging_server: ServerProcess, data: Path
+) -> None:
+    file = data / "dropless.yaml"
+    document = json.loads(file.read_text())
+    [endpoint] = [e for e in document["endpoints"] if e["name"] == "unlogged"]
+    endpoint["inference_table_config"] = {"table_name_prefix": "late"}
+    file.write_text(json.dumps(document))
+    reload = httpx.post(f"{logging_server.url}/api/2.0/config/reload", timeout=60)
+    assert reload.json()["changed"] == ["unlogged"]
+    response = post(logging_server, {**ASK, "model": "unlogged"})
+    row = row_of(data, response, TableName("main", "default", "late_payload"))
+    assert row["status_code"] == 200
+    sql = "SELECT * FROM served_entities WHERE endpoint_name = 'unlogged'"
+    [entity] = wait_for(data, SERVED_ENTITIES, sql, 1)
+    assert entity["endpoint_config_version"] == 2
+    assert entity["served_entity_id"] == row["served_entity_id"]
+
+
 def test_health_says_how_logging_goes(logging_server: ServerProcess) -> None:
     health = logging_server.health().json()["inference_tables"]
     assert (health["status"], health["dropped_rows"]) == ("ok", 0)
