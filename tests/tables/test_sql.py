@@ -125,6 +125,17 @@ def test_a_table_without_rows_has_columns(tmp_path: Path) -> None:
         assert list(result) == []
 
 
+def test_folders_may_be_called_anything(tmp_path: Path) -> None:
+    store = TableStore(str(tmp_path / "it's [a] *'table'"))
+    store.commit(TABLE, [payload("a")], "app", 1)
+    out = tmp_path / "it's.parquet"
+    queries = TableQueries(store, [TABLE], out=out)
+    assert list(queries.select("SELECT count(*) FROM tiny_payload")) == [(1,)]
+    assert queries.write_parquet("FROM tiny_payload", out) == 1
+    with pytest.raises(TableError, match=r"Permission Error|disabled by configuration"):
+        queries.write_parquet("FROM tiny_payload", tmp_path / "other.parquet")
+
+
 def test_a_query_sees_the_tables_as_they_were(store: TableStore, tmp_path: Path) -> None:
     store = TableStore(str(tmp_path))
     store.commit(TABLE, [payload("a", time=NOON)], "app", 1)

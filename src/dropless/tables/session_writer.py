@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
+import shutil
 from pathlib import Path
 
 from dropless.tables.locks import try_lock
 from dropless.tables.spool_folder import (
     OWNER_LOCK,
     WRITER_LOCK,
-    WRITER_REPORT,
     sessions,
     streams,
 )
@@ -46,10 +45,7 @@ class SessionWriter:
         done; else again later."""
         if not self._for_each_stream(ended=True):
             return False
-        for name in (WRITER_REPORT, WRITER_LOCK, OWNER_LOCK):
-            (self.session / name).unlink(missing_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            self.session.rmdir()
+        shutil.rmtree(self.session, ignore_errors=True)  # locks and reports
         return True
 
     def pending_bytes(self) -> int:
@@ -59,20 +55,24 @@ class SessionWriter:
     def _for_each_stream(self, *, ended: bool) -> bool:
         failures = []
         for stream in streams(self.session):
-            writer = self._writer(stream)
-            before = writer.rows
             try:
-                writer.finish() if ended else writer.drain()
+                self._move(stream, ended=ended)
             except Exception as error:  # whatever storage does, the other streams go on
                 why = ", ".join([*getattr(error, "__notes__", ()), f"{error}"])
                 logger.warning("inference tables: %s; tried again later", why)
                 failures.append(why)
-            else:
-                if ended:
-                    del self._writers[stream.name]
-            self.rows += writer.rows - before
         self.error = failures[0] if failures else None
         return not failures
+
+    def _move(self, stream: Path, *, ended: bool) -> None:
+        writer = self._writer(stream)
+        before = writer.rows
+        try:
+            writer.finish() if ended else writer.drain()
+        finally:
+            self.rows += writer.rows - before
+        if ended:
+            del self._writers[stream.name]
 
     def _writer(self, stream: Path) -> StreamWriter:
         if stream.name not in self._writers:

@@ -75,10 +75,10 @@ class TableQueries:
             self.tables[name] = store.table(name)
             self._add(name, [] if waiting is None else waiting.missing_in(store))
         if store.is_local:
-            folders = [store.uri(name) for name in names]
-            self._connection.execute(f"SET allowed_directories = {folders!r}")
+            folders = _literals([store.uri(name) for name in names])
+            self._connection.execute(f"SET allowed_directories = {folders}")
         if out is not None:
-            self._connection.execute(f"SET allowed_paths = {[str(out)]!r}")
+            self._connection.execute(f"SET allowed_paths = {_literals([str(out)])}")
         self._connection.execute("SET enable_external_access = false")
         self._connection.execute("SET lock_configuration = true")
 
@@ -119,7 +119,7 @@ class TableQueries:
         number of rows. Raises as `select`."""
         statement = self._checked(sql)
         try:
-            self._connection.execute(f"COPY ({statement}) TO {str(out)!r} (FORMAT parquet)")
+            self._connection.execute(f"COPY ({statement}) TO {_literal(str(out))} (FORMAT parquet)")
         except duckdb.Error as error:
             raise self._explained(error) from error
         [[rows]] = self._connection.fetchall()
@@ -209,6 +209,15 @@ class _Scan:
         return self._table.scan().__arrow_c_stream__(requested_schema)
 
 
+def _literal(text: str) -> str:
+    quoted = text.replace("'", "''")
+    return f"'{quoted}'"
+
+
+def _literals(texts: Sequence[str]) -> str:
+    return f"[{', '.join(_literal(text) for text in texts)}]"
+
+
 def _scan_of_files(table: DeltaTable) -> str:
     """A SELECT of the table's columns, in their order, from its files."""
     fields = table.schema().fields
@@ -220,7 +229,7 @@ def _scan_of_files(table: DeltaTable) -> str:
     partitions = set(table.metadata().partition_columns)
     types = {field.name: _sql_type(field.type) for field in fields if field.name in partitions}
     hive = f", hive_partitioning = true, hive_types = {types!r}" if partitions else ""
-    return f"SELECT {columns} FROM read_parquet({files!r}{hive})"
+    return f"SELECT {columns} FROM read_parquet({_literals(files)}{hive})"
 
 
 def _sql_type(delta_type: Any) -> str:

@@ -80,8 +80,9 @@ class Writer:
 
     def _flush_if_due(self) -> None:
         pending = self._own.pending_bytes()
-        waited = time.monotonic() - self._flushed_at
-        if pending >= BATCH_BYTES or (pending and waited >= self._config.flush_s):
+        waited = time.monotonic() - self._flushed_at >= self._config.flush_s
+        many = pending >= BATCH_BYTES and self._own.error is None  # a failure is no hurry
+        if pending and (waited or many):
             self._own.drain()
             self._flushed_at = time.monotonic()
             self._report()
