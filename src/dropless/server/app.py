@@ -24,7 +24,7 @@ from dropless.server.management.routes import Management
 from dropless.server.openapi.document import server_document
 from dropless.server.parts import Parts
 from dropless.server.playground.dashboard import Dashboard
-from dropless.server.playground.endpoint_states import endpoint_states
+from dropless.server.playground.endpoint_states import endpoint_states, served_experts
 from dropless.server.playground.pages import Pages
 from dropless.server.quotas.api import quota_routes
 from dropless.server.quotas.quotas import RATE_LIMIT_HEADERS
@@ -55,7 +55,8 @@ def create_app(parts: Parts) -> FastAPI:
     app.include_router(Management(gateway, parts.manager).router())
     app.include_router(IdentityApi(gatekeeper, settings.limits).router())
     states = partial(endpoint_states, parts.registry)
-    app.include_router(Dashboard(parts.numbers, states, list, parts.rows).router())
+    experts = partial(served_experts, parts.registry, parts.experts)
+    app.include_router(Dashboard(parts.numbers, states, experts, parts.rows).router())
     _add_status_routes(app, gateway, parts.traffic, parts.tables)
     app.router.routes += Pages().routes()
     for kind in (DroplessError, HTTPException, ValidationError):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections import deque
+from collections.abc import Callable, Iterable
 
 import msgspec
 
+from dropless.engine.client import AsyncEngineClient
+
+_EVERY_S = 2.0
 _SNAPSHOT_S = 10.0
 _SNAPSHOTS = 7  # a minute between the first and the last
 
-Counts = list[list[int]]  # layers x experts: how many tokens chose the expert
+Counts = list[list[int]]  # layers x experts: how many (token, choice) pairs went to the expert
 
 
 class ExpertLoad(msgspec.Struct, frozen=True):
@@ -41,6 +47,29 @@ class ExpertLoads:
             return None
         (start, before), (now, total) = self._snapshots[0], self._latest
         return ExpertLoad(now - start, _difference(total, before), total)
+
+
+class ExpertWatch:
+    """The loads of all engines that serve a mixture. All methods belong to one event loop."""
+
+    def __init__(self) -> None:
+        self._loads: dict[AsyncEngineClient, ExpertLoads] = {}
+
+    async def watch(self, engines: Callable[[], Iterable[AsyncEngineClient]]) -> None:
+        """Asks the engines that there are, every few seconds, until it is cancelled."""
+        while True:
+            await asyncio.sleep(_EVERY_S)
+            asked = list(engines())
+            counts = await asyncio.gather(*(engine.expert_counts() for engine in asked))
+            self._loads = {engine: self._loads.get(engine, ExpertLoads()) for engine in asked}
+            for engine, total in zip(asked, counts, strict=True):
+                if total:
+                    self._loads[engine].note(time.time(), total)
+
+    def load(self, engine: AsyncEngineClient) -> ExpertLoad | None:
+        """None for a dense model, and before it is known."""
+        loads = self._loads.get(engine)
+        return None if loads is None else loads.load()
 
 
 def _sum(counts: Counts) -> int:

@@ -12,6 +12,7 @@ from dropless.server.configuration.settings import Configuration
 from dropless.server.endpoints.manager import EndpointManager
 from dropless.server.endpoints.registry import EndpointRegistry
 from dropless.server.endpoints.store import EndpointStore
+from dropless.server.expert_loads import ExpertWatch
 from dropless.server.gateway import Gateway
 from dropless.server.guardrails.gate import Guardrails
 from dropless.server.identity.gatekeeper import Gatekeeper
@@ -47,6 +48,7 @@ class Parts:
         self.traffic = Traffic()
         self.gatekeeper = Gatekeeper(configuration.identity, configuration.data, address)
         self.numbers = LiveNumbers()
+        self.experts = ExpertWatch()
         self.tables = InferenceTables(configuration.tables, configuration.data, self.registry)
         self.rows = InferenceRows(self.tables)
         self.gateway = Gateway(
@@ -63,7 +65,8 @@ class Parts:
     async def open(self) -> AsyncGenerator[None, None]:
         """While requests are taken. At the end the models are stopped."""
         await self.gatekeeper.start()
-        watching = asyncio.create_task(self.numbers.watch(self._clients))
+        watches = (self.numbers.watch(self._clients), self.experts.watch(self._clients))
+        watching = asyncio.gather(*watches)
         try:
             yield
         finally:

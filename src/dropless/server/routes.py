@@ -91,6 +91,7 @@ def _entry(endpoint: Endpoint) -> dict[str, Any]:
         "object": "model",
         "created": int(endpoint.created),
         "owned_by": "dropless",
+        "task": endpoint.task,
         "max_model_len": endpoint.max_model_len,
     }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from dropless.checkpoints.writer import tiny_dbrx_config
 from dropless.server.identity.principal import Grant
 from dropless.server.identity.store import IdentityStore
 from tests.server.server_process import ServerProcess, tiny_endpoint
@@ -50,6 +53,14 @@ class Company:
         return rows
 
 
+def write_mixture(tiny: Path, folder: Path, **shape: int) -> Path:
+    """A model of DBRX's kind with the tokenizer of the tiny one, for generated weights."""
+    shutil.copytree(tiny, folder)
+    shape = {"vocab_size": 512, "n_layers": 3, "moe_num_experts": 8, "moe_top_k": 2} | shape
+    (folder / "config.json").write_text(json.dumps(tiny_dbrx_config(**shape)))
+    return folder
+
+
 def found(folder: Path, data: Path) -> Company:
     """`folder` has the tiny model, `data` is the server's, still empty."""
     store = IdentityStore(f"sqlite:///{data}/identity.db")
@@ -59,12 +70,13 @@ def found(folder: Path, data: Path) -> Company:
         tokens[name] = store.tokens.create(name, created_by="root")[0].value
     store.close()
     tiny, limited = (tiny_endpoint(str(folder), name) for name in ("tiny", "limited"))
+    mixture = tiny_endpoint(str(write_mixture(folder, data / "mixture")), "mixture")
     tiny["inference_table_config"] = limited["inference_table_config"] = {"enabled": True}
     limited["rate_limits"] = [{"key": "user", "calls": 1}]
     configuration = {
         "data": str(data),
         "tables": {"flush_seconds": 0.2},
-        "endpoints": [tiny, limited],
+        "endpoints": [tiny, limited, mixture],
     }
     server = ServerProcess(folder, configuration=configuration)
     return Company(server.wait_until_ready(), tokens)

@@ -35,7 +35,7 @@ def test_a_token_opens_the_playground_and_stays_nowhere(company: Company, open_p
     page.get_by_role("button", name="Log in with a token").click()
     log_in(page, company.tokens["ada"])
     chat = ChatPage(page)
-    expect(page.locator("select.model option")).to_have_text(["tiny", "limited"])
+    expect(page.locator("select.model option")).to_have_text(["tiny", "limited", "mixture"])
     chat.set(max_tokens="3")
     chat.ask("Hello")
     page.reload()
@@ -71,10 +71,20 @@ def test_the_dashboard_shows_numbers_and_rows_as_text(company: Company, open_pag
     page = open_page("/dashboard", home=company.server.url)
     log_in(page, company.tokens["root"])
     expect(page.locator(".tile").first).to_contain_text("tok/s")
-    expect(page.locator(".endpoints h3")).to_have_text(["tinyREADY", "limitedREADY"])
+    expect(page.locator(".endpoints h3")).to_have_text(
+        ["tinyREADY", "limitedREADY", "mixtureREADY"]
+    )
     expect(page.locator(".usage tbody th").first).to_have_text("ada")
     expect(page.locator(".latency-table tbody")).to_contain_text(re.compile(r"TTFT.*\d+ m?s"))
-    expect(page.locator(".experts")).to_contain_text("No mixture of experts is served.")
+    experts = page.locator(".experts")
+    company.ask("ada", "Choose experts", "mixture", max_tokens=30)
+    experts.get_by_role("button", name="Since the start").click()
+    expect(experts.locator(".heat tbody tr")).to_have_count(8)
+    expect(experts.locator(".heat tbody tr").first.locator("td")).to_have_count(3)
+    expect(experts.locator(".heat tbody td").first).to_have_attribute(
+        "title", re.compile(r"Layer 0, expert 0: \d\.\d\d× the mean, [\d,]+ choices")
+    )
+    expect(experts.locator(".expert-figures")).to_contain_text(re.compile(r"Worst layer\d\.\d\d×"))
 
     search = page.get_by_role("search")
     search.get_by_label("Text").fill("ONERROR")

@@ -150,13 +150,31 @@ def test_who_sees_which_endpoints_and_whose_usage(
         endpoints[user] = names(live["endpoints"], "name")
         users[user] = names(usage["users"], "name")
     assert endpoints == {
-        "root": {"tiny", "limited"},
-        "ada": {"tiny", "limited"},
+        "root": {"tiny", "limited", "mixture"},
+        "ada": {"tiny", "limited", "mixture"},
         "bob": {"tiny"},
         "eve": {"limited"},
     }
     assert users["root"] >= {"ada", "bob"}
     assert (users["ada"], users["bob"]) == ({"ada"}, {"bob"})
+
+
+def test_expert_load_is_of_mixtures_and_for_who_sees_them(company: Company) -> None:
+    with company.client("root") as root, company.client("bob") as bob:
+        deadline = time.monotonic() + 15
+        while True:
+            company.ask("ada", "Choose experts", "mixture", max_tokens=20)
+            seen = root.get(f"{BASE}/expert-load").json()["served_entities"]
+            if seen and sum(map(sum, seen[0]["window"])) > 0:
+                break
+            assert time.monotonic() < deadline, seen
+        [load] = seen
+        assert (load["served_entity"], load["endpoint"]) == ("mixture", "mixture")
+        assert load["experts_per_token"] == 2
+        for counts in (load["window"], load["total"]):
+            assert [len(layer) for layer in counts] == [8, 8, 8]
+            assert len({sum(layer) for layer in counts}) == 1  # every layer has as many choices
+        assert bob.get(f"{BASE}/expert-load").json() == {"served_entities": []}
 
 
 def test_nobody_sees_anything_without_a_token(company: Company) -> None:

@@ -68,6 +68,12 @@ class Endpoint:
         return None if None in lengths else min(n for n in lengths if n is not None)
 
     @property
+    def task(self) -> str:
+        """What all its served entities can do, as the platform calls it."""
+        tasks = {entity.engine.task for entity in self.entities}
+        return tasks.pop() if len(tasks) == 1 else "llm/v1/completions"
+
+    @property
     def embeds(self) -> bool:
         """Whether it makes vectors of texts; else it generates texts."""
         return not isinstance(self.entities[0].engine, ModelEngine)

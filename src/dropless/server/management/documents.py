@@ -40,9 +40,8 @@ def endpoint_document(
         document["state"]["config_update_message"] = str(update.failure or "the models load")
     if endpoint is None:
         return document
-    tasks = {entity.engine.task for entity in endpoint.entities}
     return document | {
-        "task": tasks.pop() if len(tasks) == 1 else "llm/v1/completions",
+        "task": endpoint.task,
         "creation_timestamp": int(endpoint.created * 1e3),
         "last_updated_timestamp": int(endpoint.changed * 1e3),
         "config": {

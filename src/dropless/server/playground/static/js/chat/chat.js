@@ -207,13 +207,18 @@ export class Chat extends EventTarget {
     const controller = new AbortController();
     this.running.set(pane, controller);
     this.touch();
+    this.saveNow();
     this.emit("pane", pane);
     this.emit("running", pane);
     announce(`${this.nameOf(pane)} answers.`);
     await fetchAnswer(answer, body, controller.signal, () => this.emit("answer", { pane, reply }));
     this.running.delete(pane);
-    if (conversation === this.conversation) this.touch();
-    else if (this.conversations.includes(conversation)) this.keep(conversation);
+    if (conversation === this.conversation) {
+      this.touch();
+      this.saveNow();
+    } else if (this.conversations.includes(conversation)) {
+      this.keep(conversation);
+    }
     this.emit("pane", pane);
     this.emit("running", pane);
     announce(this.spoken(pane, answer));

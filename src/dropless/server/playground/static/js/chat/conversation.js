@@ -52,6 +52,12 @@ export function writtenReply(text) {
 
 export const shownAnswer = (reply) => reply.versions[reply.shown];
 
+/** Whether the last message is a model's reply, and no example's. */
+export function hasOwnReply({ messages }) {
+  const last = messages.at(-1);
+  return last?.role === "assistant" && shownAnswer(last).model !== "";
+}
+
 export const isRunning = (answer) => answer.state === "waiting" || answer.state === "streaming";
 
 /** The text of a message as the model is told it. */

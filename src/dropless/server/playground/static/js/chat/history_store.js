@@ -19,6 +19,7 @@ function database() {
 async function ask(mode, work) {
   const transaction = (await database()).transaction(STORE, mode);
   const request = work(transaction.objectStore(STORE));
+  transaction.commit(); // at once: the page may be about to close
   return new Promise((resolve, reject) => {
     transaction.oncomplete = () => resolve(request.result);
     transaction.onabort = () => reject(transaction.error);

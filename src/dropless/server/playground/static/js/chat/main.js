@@ -8,7 +8,7 @@ import { listenForShortcuts } from "../shortcuts.js";
 import { TopBar } from "../top_bar.js";
 import { Chat } from "./chat.js";
 import { Composer } from "./composer.js";
-import { isEmpty } from "./conversation.js";
+import { hasOwnReply, isEmpty } from "./conversation.js";
 import { showExport } from "./export_dialog.js";
 import { galleryCards } from "./gallery_view.js";
 import { HistoryView } from "./history_view.js";
@@ -104,7 +104,7 @@ class Page {
   }
 
   answerAgain() {
-    for (const pane of this.chat.conversation.panes) if (pane.messages.length) this.chat.reply(pane);
+    for (const pane of this.chat.conversation.panes) if (hasOwnReply(pane)) this.chat.reply(pane);
   }
 
   focusPrompt() {
@@ -163,8 +163,9 @@ class Page {
     for (;;) {
       try {
         const { data } = await getJson("/v1/models");
-        this.chat.setModels(data);
-        if (data.length && data.every((model) => model.max_model_len !== null)) return;
+        const models = data.filter(({ task }) => task === "llm/v1/chat");
+        this.chat.setModels(models);
+        if (models.length && models.every((model) => model.max_model_len !== null)) return;
       } catch (error) {
         if (error.status === 401) {
           document.addEventListener("login", () => this.watchModels(), { once: true });

@@ -57,6 +57,7 @@ export class PaneView {
     const { models } = this.chat;
     const known = models.some(({ id }) => id === this.pane.model);
     const others = known || !this.pane.model ? [] : [h("option", { value: this.pane.model }, `${this.pane.model} (not served)`)];
+    if (!models.length && !others.length) others.push(h("option", { value: "" }, "No model that chats"));
     const options = models.map(({ id }) => h("option", { value: id }, id));
     this.model.replaceChildren(...others, ...options);
     this.model.value = this.pane.model;

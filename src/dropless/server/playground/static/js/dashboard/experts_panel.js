@@ -79,7 +79,7 @@ function summary(model, active, rows) {
     figure("Worst layer", `${worst.highest.toFixed(2)}×`, `expert ${worst.busiest} of layer ${worst.layer}`),
     figure("Spread", percent(spread), "standard deviation / mean"),
     figure("Idle experts", whole(idle), `of ${whole(rows.length * rows[0].loads.length)}`),
-    figure("Choices", whole(active.reduce((all, row) => all + row.sum, 0)), `${model.experts_per_token} a token and layer`),
+    figure("Choices seen", whole(active.reduce((all, row) => all + row.sum, 0)), `${model.experts_per_token} a token and layer, of one step a second`),
   );
 }
 
@@ -117,7 +117,7 @@ function heatTable(counts, rows) {
 
 function heatCell({ layer, loads }, expert, count) {
   const load = loads[expert];
-  const title = `Layer ${layer}, expert ${expert}: ${load.toFixed(2)}× the mean, ${whole(count)} tokens`;
+  const title = `Layer ${layer}, expert ${expert}: ${load.toFixed(2)}× the mean, ${whole(count)} choices`;
   const cell = h("td", { title }, h("span", {}, load.toFixed(1)));
   // Below the mean towards blue, above it towards orange; twice the mean is all orange.
   cell.style.setProperty("--hot", `${Math.min(Math.max(load - 1, 0), 1) * 100}%`);
