@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 LogFormat = Literal["text", "json"]
 
-_FORMATS: tuple[LogFormat, ...] = ("text", "json")
+FORMATS: tuple[LogFormat, ...] = ("text", "json")
 _current: LogFormat = "text"
 
 

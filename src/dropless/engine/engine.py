@@ -245,13 +245,14 @@ class Engine:
             " or free memory that other programs have taken",
             OutOfMemoryError,
         )
+        given_up = [delta.request_id for delta in deltas]
         logger.warning(
-            "a step of %d tokens lacked memory: steps of up to %d tokens follow, and %d requests"
-            " are given up (%s)",
+            "a step of %d tokens lacked memory: steps of up to %d tokens follow; given up: %s (%s)",
             num_tokens,
             self._step_size.tokens,
-            len(deltas),
+            ", ".join(given_up) or "no request",
             error,
+            extra={"fields": {"request_ids": given_up}},
         )
         return deltas
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from dropless import logs
 from dropless.engine import transport
 from dropless.engine.config import EngineConfig
 from dropless.engine.mailbox import Mailbox
@@ -74,7 +75,8 @@ def _add(engine: Steppable, mailbox: Mailbox, request: EngineRequest) -> None:
     except DroplessError as error:
         mailbox.post(transport.refusal(request.request_id, error))
     except Exception as error:  # one request must not end all others
-        logger.exception("could not add request %s", request.request_id)
+        fields = {"request_id": request.request_id}
+        logger.exception("could not add request %s", request.request_id, extra={"fields": fields})
         wrapped = EngineError(f"the engine could not take the request: {error!r}")
         mailbox.post(transport.refusal(request.request_id, wrapped))
 
@@ -126,12 +128,13 @@ def _die_with(parent_pid: int) -> None:
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     faulthandler.enable()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine: %(message)s")
     parser = argparse.ArgumentParser(prog="dropless.engine.process", description=__doc__)
     parser.add_argument("directory", type=Path, help="private folder: config.json, socket")
     parser.add_argument("--parent-pid", type=int, required=True)
     parser.add_argument("--builder", required=True, help="module:function that builds the engine")
+    parser.add_argument("--log-format", choices=logs.FORMATS, default="text")
     arguments = parser.parse_args()
+    logs.configure(arguments.log_format, part="engine")
     _die_with(arguments.parent_pid)
     status = run(arguments.directory, arguments.parent_pid, arguments.builder)
     os._exit(status)  # nothing is left to save, and tearing down a broken runtime can hang

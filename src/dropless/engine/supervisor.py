@@ -15,6 +15,7 @@ from pathlib import Path
 
 import zmq
 
+from dropless import logs
 from dropless.engine import transport
 from dropless.engine.config import EngineConfig
 from dropless.engine.messages import FromEngine, Ping, Shutdown, ToEngine
@@ -149,6 +150,7 @@ def spawn(folder: Path, builder: str) -> subprocess.Popen[bytes]:
     """Its own process group: Ctrl-C reaches the parent only, and one kill reaches all workers."""
     command = [sys.executable, "-P", "-m", "dropless.engine.process", str(folder)]
     options = ["--parent-pid", str(os.getpid()), "--builder", builder]
+    options += ["--log-format", logs.current()]
     # OpenMP's threads spin while they wait, by default for as long as a whole step may take; on a
     # machine that others use too, that is time taken from the thread they wait for.
     environment = {"GOMP_SPINCOUNT": str(OPENMP_SPINS), **os.environ}

@@ -30,6 +30,7 @@ from dropless.server.quotas.api import quota_routes
 from dropless.server.quotas.quotas import RATE_LIMIT_HEADERS
 from dropless.server.routes import call_routes, json_response, model_routes, tell_refusals
 from dropless.server.security_headers import SecurityHeaders
+from dropless.server.telemetry.routes import metrics_routes
 from dropless.server.traffic import CountTraffic, Traffic
 
 # What is open to everybody, with a token or without. All else is closed, whatever is added later.
@@ -52,6 +53,8 @@ def create_app(parts: Parts) -> FastAPI:
     app.router.routes += call_routes(gateway)
     app.include_router(model_routes(gateway))
     app.include_router(quota_routes(gateway))  # before the endpoints, whose names may have slashes
+    if parts.metrics is not None:
+        app.include_router(metrics_routes(gateway, parts.metrics))
     app.include_router(Management(gateway, parts.manager).router())
     app.include_router(IdentityApi(gatekeeper, settings.limits).router())
     states = partial(endpoint_states, parts.registry)

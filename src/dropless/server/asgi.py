@@ -61,8 +61,26 @@ class RequestIds:
                 raise  # the connection is closed, so that the client sees the answer as cut
             await to_http_error(error).response(platform)(scope, receive, send_with_id)
         finally:
-            line = (request_id, scope["method"], _shown_path(scope), status or "client left")
-            logger.info("%s %s %s %s %.0f ms", *line, (time.perf_counter() - started) * 1e3)
+            _log(scope, status, (time.perf_counter() - started) * 1e3)
+
+
+def _log(scope: Scope, status: int, duration_ms: float) -> None:
+    """The line of a request that has ended."""
+    request_id, method, path = scope["request_id"], scope["method"], _shown_path(scope)
+    fields = {
+        "request_id": request_id,
+        "method": method,
+        "path": path,
+        "status": status or None,
+        "duration_ms": round(duration_ms, 3),
+    }
+    if "call" in scope:
+        fields |= scope["call"].summary()
+    logger.info(
+        "%s %s %s %s %.0f ms",
+        *(request_id, method, path, status or "client left", duration_ms),
+        extra={"fields": fields},
+    )
 
 
 def _shown_path(scope: Scope) -> str:

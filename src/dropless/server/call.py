@@ -38,8 +38,25 @@ class Call:
     usage: Usage | None = None
     timings: Timings | None = None
     execution_s: float = 0.0  # from the first schedule of its sequences to the last token
+    # Name, start and end of what a call went through before its prompt was queued.
+    checks: list[tuple[str, float, float]] = field(default_factory=list)
     sent_headers: Mapping[str, str] = field(default_factory=dict)  # of the client, for traces
+    answer_headers: dict[str, str] = field(default_factory=dict)  # filled in when it begins
     end_time: float = 0.0
+
+    def summary(self) -> dict[str, Any]:
+        """What of it is fit for a log: nothing that was said, and nobody's name."""
+        fields: dict[str, Any] = {"api": self.api, "served_entity_id": self.served_entity_id}
+        if self.served_entity_id:
+            fields["endpoint"] = self.endpoint
+        if self.usage is not None:
+            fields["prompt_tokens"] = self.usage.prompt_tokens
+            fields["completion_tokens"] = self.usage.completion_tokens
+            fields["cached_tokens"] = self.usage.cached_tokens
+        if self.timings is not None:
+            fields["queue_ms"] = self.timings.queue_ms
+            fields["ttft_ms"] = self.timings.ttft_ms
+        return fields
 
 
 class CallObserver(Protocol):

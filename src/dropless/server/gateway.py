@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
@@ -125,9 +126,13 @@ class Gateway:
             principal=scope_principal(scope),
             endpoint=name or "",
         )
-        reply = Reply(send)
+        scope["call"] = call
+        headers = Headers(scope=scope).items()
+        call.sent_headers = {key: text for key, text in headers if key in _TRACE_HEADERS}
         for observer in self._observers:
             observer.began(call)
+        reply = Reply(send)
+        reply.add_headers(call.answer_headers)
         try:
             await self._serve(call, Request(scope, receive), reply, api, name)
             call.status_code = 200
@@ -148,9 +153,6 @@ class Gateway:
     async def _serve(
         self, call: Call, request: Request, reply: Reply, api: Api | None, name: str | None
     ) -> None:
-        if self._observers:
-            headers = request.headers.items()
-            call.sent_headers = {key: text for key, text in headers if key in _TRACE_HEADERS}
         limits = self.limits
         raw = await read_body(request, limits.max_body_bytes, limits.body_timeout_s)
         call.request_body = raw
@@ -234,4 +236,6 @@ async def _send_error(
         return
     platform = is_platform_path(scope["path"])
     call.response_body = seen.platform_body() if platform else seen.body()
-    await seen.response(platform)(scope, receive, send)
+    response = seen.response(platform)
+    response.headers.update(call.answer_headers)
+    await response(scope, receive, send)

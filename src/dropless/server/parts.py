@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from dropless.engine.client import AsyncEngineClient
+from dropless.server.call import CallObserver
 from dropless.server.configuration.settings import Configuration
 from dropless.server.endpoints.manager import EndpointManager
 from dropless.server.endpoints.registry import EndpointRegistry
@@ -20,6 +21,8 @@ from dropless.server.inference_rows import InferenceRows
 from dropless.server.inference_table import InferenceTables
 from dropless.server.live_numbers import LiveNumbers
 from dropless.server.quotas.quotas import Quotas
+from dropless.server.telemetry.metrics import Metrics
+from dropless.server.telemetry.traces import Traces
 from dropless.server.traffic import Traffic
 
 _TABLES_S = 5.0  # for the last rows to come into their tables; then their writer goes on alone
@@ -33,8 +36,8 @@ class Parts:
 
         Raises:
             DroplessError: everybody on the network would be let in, the store of users and tokens
-                does not open, inference tables cannot be written, or a model, its tokenizer or its
-                template does not load.
+                does not open, inference tables cannot be written, what traces need is not
+                installed, or a model, its tokenizer or its template does not load.
         """
         self.settings = configuration.server
         endpoints = list(configuration.endpoints)
@@ -51,10 +54,18 @@ class Parts:
         self.experts = ExpertWatch()
         self.tables = InferenceTables(configuration.tables, configuration.data, self.registry)
         self.rows = InferenceRows(self.tables)
+        telemetry = configuration.telemetry
+        self.metrics = Metrics(self.registry) if telemetry.metrics else None
+        self.traces = None if telemetry.otlp_endpoint is None else Traces(telemetry)
+        observers: list[CallObserver] = [self.numbers, self.tables]
+        if self.metrics is not None:
+            observers.append(self.metrics.calls)
+        if self.traces is not None:
+            observers.append(self.traces)
         self.gateway = Gateway(
             self.registry,
             self.settings.limits,
-            observers=[self.numbers, self.tables],
+            observers=observers,
             quotas=Quotas(),
             guardrails=Guardrails(self.registry.encoder),
             owner_of=lambda principal: self.gatekeeper.secret.cache_owner(principal),
@@ -65,16 +76,21 @@ class Parts:
     async def open(self) -> AsyncGenerator[None, None]:
         """While requests are taken. At the end the models are stopped."""
         await self.gatekeeper.start()
-        watches = (self.numbers.watch(self._clients), self.experts.watch(self._clients))
-        watching = asyncio.gather(*watches)
+        watching = [
+            asyncio.create_task(self.numbers.watch(self._clients)),
+            asyncio.create_task(self.experts.watch(self._clients)),
+        ]
         try:
             yield
         finally:
-            watching.cancel()
+            for task in watching:
+                task.cancel()
             await self.manager.stop()
             await self.registry.stop()
             await self.rows.close()
             await asyncio.to_thread(self.tables.close, _TABLES_S)
+            if self.traces is not None:
+                await asyncio.to_thread(self.traces.close)
             await self.gatekeeper.close()
 
     def _clients(self) -> list[AsyncEngineClient]:

@@ -15,6 +15,7 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 
+from dropless import logs
 from dropless.errors import DroplessError
 from dropless.server.app import create_app
 from dropless.server.bounded_http import bounded_http
@@ -46,7 +47,7 @@ def serve(configuration: Configuration, listener: socket.socket, file: Path | No
             template does not load.
     """
     limits = configuration.server.limits
-    _log_without_tokens()
+    logs.configure(configuration.telemetry.log_format, redact=redacted)
     raise_file_limit()
     cut_stalled_clients(listener, limits.stalled_client_s)
     parts = Parts(configuration, listener.getsockname()[0], file)
@@ -54,18 +55,6 @@ def serve(configuration: Configuration, listener: socket.socket, file: Path | No
     running = _Running(parts, server, listener, Terminal(url(listener)))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(running.run())
-
-
-def _log_without_tokens() -> None:
-    """To standard error, whatever a library or a mistake of ours puts into a message."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_WithoutTokens("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-
-
-class _WithoutTokens(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
 
 
 def _server(app: FastAPI, limits: HttpLimits) -> uvicorn.Server:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
@@ -107,7 +108,10 @@ class Serving:
                 self._call.principal, self._endpoint, generation.prompt_tokens, most
             )
         if guardrails is not None:
+            began = time.time()
             self._judged = await guardrails.judge(self._call, self._endpoint, self._body)
+            if self._judged is not None:
+                self._call.checks.append(("guardrails", began, time.time()))
         if self._judged is None or self._judged.body is self._body:
             return answer
         self._body = self._judged.body

@@ -63,8 +63,9 @@ class Terminal:
 
     @contextmanager
     def loading(self) -> Iterator[Callable[[LoadProgress], None]]:
-        """A progress bar; yields what moves it."""
-        with Progress(console=self._console, transient=True) as progress:
+        """A progress bar, where somebody sees it; yields what moves it."""
+        is_seen = self._console.is_terminal
+        with Progress(console=self._console, transient=True, disable=not is_seen) as progress:
             task = progress.add_task("starting", total=1.0)
 
             def show(report: LoadProgress) -> None:
