@@ -14,6 +14,7 @@ from pydantic.json_schema import models_json_schema
 
 from dropless import __version__
 from dropless.server.configuration.endpoint_settings import EndpointSettings
+from dropless.server.embeddings.body import EmbeddingBody, NamedEmbeddingBody
 from dropless.server.errors import is_platform_path
 from dropless.server.identity.requests import (
     CreateTokenBody,
@@ -37,6 +38,8 @@ _CALL_BODIES: tuple[type[BaseModel], ...] = (
     CompletionBody,
     NamedChatBody,
     NamedCompletionBody,
+    EmbeddingBody,
+    NamedEmbeddingBody,
 )
 _OTHER_BODIES: tuple[type[BaseModel], ...] = (
     CreateBody,
@@ -120,7 +123,11 @@ def _parameter(name: str, place: str) -> Schema:
 
 
 def _responses(path: str, told: Schema) -> Schema:
-    content: Schema = {"application/json": {"schema": _ref(told["answer"])}}
+    content: Schema = {}
+    if "answer" in told:
+        content["application/json"] = {"schema": _ref(told["answer"])}
+    if "text" in told:
+        content["text/plain"] = {"schema": {"type": "string", "description": told["text"]}}
     if "stream" in told:
         events = {"description": f"Server-sent events whose data is a {told['stream']}, as JSON."}
         content["text/event-stream"] = {"schema": events}
