@@ -44,9 +44,7 @@ class TablePlace:
         from dropless.server.configuration.settings import Configuration
         from dropless.server.endpoints.store import EndpointStore
         from dropless.tables.table_store import TableStore
-        from dropless.tables.writer_process import check_installed
 
-        check_installed()
         configuration = Configuration() if config is None else load(config)
         folder = configuration.data if data is None else data.expanduser()
         settings = configuration.tables

@@ -20,6 +20,9 @@ def tables() -> None:
         dropless tables tail dbrx --follow
         dropless tables export dbrx --chat conversations.jsonl
     """
+    from dropless.tables.writer_process import check_installed
+
+    check_installed()
 
 
 app.command("list")(tables_read.list_tables)

@@ -19,7 +19,7 @@ from deltalake import DeltaTable
 
 from dropless.errors import TableError
 from dropless.tables.rows import Row
-from dropless.tables.schema import kind_of
+from dropless.tables.schema import kind_of, values
 from dropless.tables.table_name import TableName
 from dropless.tables.table_store import TableStore
 from dropless.tables.waiting import WaitingRows
@@ -128,7 +128,7 @@ class TableQueries:
     def _add(self, name: TableName, waiting: list[Row]) -> None:
         table = self.tables[name]
         if self._store.is_local:
-            source = _scan_of_files(table)
+            source = _scan_of_files(table, self._store.uri(name))
         else:
             self._connection.register(f"scan of {name}", _Scan(table))
             source = f'FROM "scan of {name}"'
@@ -218,10 +218,11 @@ def _literals(texts: Sequence[str]) -> str:
     return f"[{', '.join(_literal(text) for text in texts)}]"
 
 
-def _scan_of_files(table: DeltaTable) -> str:
+def _scan_of_files(table: DeltaTable, folder: str) -> str:
     """A SELECT of the table's columns, in their order, from its files."""
     fields = table.schema().fields
-    files = table.file_uris()
+    paths = values(table.get_add_actions(flatten=True).column("path"))
+    files = [f"{folder}/{path}" for path in paths]
     if not files:
         columns = ", ".join(f'NULL::{_sql_type(field.type)} AS "{field.name}"' for field in fields)
         return f"SELECT {columns} WHERE false"
