@@ -155,9 +155,12 @@ def test_limits_count_the_texts_tokens(client: openai.OpenAI) -> None:
 
 
 def test_what_is_known_of_a_call(server: InProcess, client: openai.OpenAI) -> None:
-    server.recorder.calls.clear()
-    client.embeddings.create(model="minilm", input=["a river", "a road"])
-    [call] = server.recorder.wait_for(1)
+    answer = client.embeddings.with_raw_response.create(model="minilm", input=["a river", "a road"])
+    asked = answer.headers["x-request-id"]
+    calls = {call.request_id: call for call in server.recorder.wait_for(1)}
+    while asked not in calls:
+        calls = {c.request_id: c for c in server.recorder.wait_for(len(calls) + 1)}
+    call = calls[asked]
     assert (call.api, call.status_code, call.entity_name) == ("embeddings", 200, EMBEDDING_MODEL)
     assert call.usage is not None
     assert (call.usage.prompt_tokens, call.usage.completion_tokens) == (8, 0)

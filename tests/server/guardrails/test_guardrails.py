@@ -179,6 +179,23 @@ def test_one_choice_of_several_is_filtered(client: openai.OpenAI) -> None:
     pytest.fail("no seed gave both texts")
 
 
+def test_without_a_stream_one_unsafe_choice_refuses_all(client: openai.OpenAI) -> None:
+    extra = saying(f"{CALM} It is warm. The river is calm. {UNSAFE}", CALM)
+    asked: Any = {"model": "safe", "messages": USER, "n": 4, "extra_body": extra}
+    outcomes = set()
+    for seed in range(10):
+        try:
+            answer = client.chat.completions.create(**asked, seed=seed)
+        except openai.BadRequestError:
+            outcomes.add("refused")
+        else:
+            assert {(c.message.content, c.finish_reason) for c in answer.choices} == {
+                (CALM, "stop")
+            }
+            outcomes.add("answered")
+    assert "refused" in outcomes
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -321,7 +338,7 @@ def test_what_was_judged_is_remembered(guarded: InProcess, ask: Callable[..., An
 def test_a_killed_encoder_lets_nothing_through_and_comes_back(
     guarded: InProcess, ask: Callable[..., Any]
 ) -> None:
-    say = " ".join(f"{CALM} It is day {i}." for i in range(30))
+    say = " ".join(f"{CALM} It is day {i}." for i in range(6))
     stream = ask("safe", say=say, stream=True)
     shown = [next(stream), next(stream)]
     process = encoder(guarded)

@@ -101,7 +101,8 @@ class JudgedCall(Generic[B]):
                 if screen.ended:
                     continue
                 shown, forbidden = await screen.push(delta)
-                if forbidden is not None and not any(each.has_shown for each in screens):
+                begun = streams and any(each.has_shown for each in screens)
+                if forbidden is not None and not begun:
                     entry = forbidden.findings.entry(
                         "anonymized_output", anonymized_answer(self.body, forbidden.anonymized)
                     )

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from dropless.encoder.client import EncoderClient
 from dropless.encoder.messages import Entity, Judge, Verdict
 from dropless.server.guardrails.findings import Findings
-from dropless.server.guardrails.keywords import Keywords
+from dropless.server.guardrails.keywords import compiled
 from dropless.server.guardrails.sentences import pieces
 from dropless.server.guardrails.settings import GuardrailParameters
 
@@ -63,7 +63,7 @@ class TextJudge:
         self._owner = owner
         self._ask = Judge(0, "", safety=safety or rules.safety, entities=rules.entities)
         self._topics = rules.valid_topics
-        self._keywords = Keywords(rules.invalid_keywords)
+        self._keywords = compiled(rules.invalid_keywords)
 
     async def judge(self, texts: Sequence[str], *, topic_of: str | None = None) -> list[Findings]:
         """What is in each text; in the first, how near `topic_of` is to an allowed topic.

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import lru_cache
 
 # Scripts that put no spaces between words: there every character is a word.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -39,3 +40,9 @@ class Keywords:
                 if words[place : place + len(sought)] == sought:
                     found[keyword] = None
         return list(found)
+
+
+@lru_cache(maxsize=64)
+def compiled(keywords: tuple[str, ...]) -> Keywords:
+    """Made once for as many sets of rules as a server is likely to have."""
+    return Keywords(keywords)
