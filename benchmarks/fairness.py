@@ -1,0 +1,334 @@
+"""What one user's thousand requests do to the first token of another.
+
+    python -m benchmarks.fairness                       # the default model, two users of a server
+    python -m benchmarks.fairness --only simulation     # a GPU's step times, in seconds
+
+Ada asks one short question after the other, with pauses. Beside her is Bob, in one of three ways:
+
+- `share`: he keeps half of the rows busy, which is his share, and no more;
+- `thousand`: he has 1,000 requests in the server, all the time;
+- `queue`: the same, and the engine takes him and Ada for one owner, so that only arrival counts:
+  what a server does that knows no users.
+
+The figure is how much longer Ada waits for her first token in `thousand` than in `share`; the goal
+is 25 % at most. On the server the ways take turns, so that other work on the machine disturbs all
+alike. Bob's requests are of his own prompts and end after different numbers of tokens. In the
+simulation steps take about the time of one of eight ranks' slice of DBRX on an H100; rows or cache
+blocks are what is short. Writes results/fairness.json beside this script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import platform
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import psutil
+import yaml
+
+from dropless.engine.constraints import Constraints
+from dropless.engine.engine import Engine
+from dropless.engine.messages import EngineRequest
+from dropless.engine.sampling_params import SamplingParams
+from dropless.engine.step import StepInput, StepResult
+from dropless.server.identity.principal import Grant
+from dropless.server.identity.store import IdentityStore
+
+RESULT = Path(__file__).parent / "results" / "fairness.json"
+GOAL = 1.25
+MANY = 1000
+ROWS = 8  # of the server
+START_S, PATIENCE_S = 120.0, 60.0
+Way = Literal["share", "thousand", "queue"]
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    where: str
+    way: Way
+    questions: int  # that Ada got an answer to begin with
+    unanswered: int  # within a minute
+    mean_ms: float
+    p50_ms: float
+    p90_ms: float
+    bob_tokens_per_s: float
+
+    @classmethod
+    def of(
+        cls, where: str, way: Way, seconds: Sequence[float], unanswered: int, bob: float
+    ) -> Measurement:
+        cuts = statistics.quantiles(seconds, n=10) if len(seconds) > 1 else [0.0] * 9
+        mean = statistics.fmean(seconds) if seconds else 0.0
+        figures = [round(each * 1e3, 1) for each in (mean, cuts[4], cuts[8])]
+        return cls(where, way, len(seconds), unanswered, *figures, round(bob, 1))
+
+
+# Simulated
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+
+
+@dataclass
+class _Launched:
+    step: StepInput
+    clock: Clock
+
+    def result(self) -> StepResult:
+        step = self.step
+        pairs = sum(c * n for c, n in zip(step.num_computed, step.num_tokens, strict=True))
+        tokens = sum(step.num_tokens)
+        # Few requests read few experts; beyond, each token costs its arithmetic, and its attention.
+        self.clock.now += 2e-3 + 10e-3 * (1.0 - 0.75**tokens) + 18e-6 * tokens + 0.4e-9 * pairs
+        return StepResult([5 if due else None for due in step.sample], [None] * len(step.rows))
+
+
+@dataclass
+class _Device:
+    clock: Clock = field(default_factory=Clock)
+    overlaps: bool = True
+
+    def launch(self, step: StepInput) -> _Launched:
+        return _Launched(step, self.clock)
+
+    def survives(self, error: BaseException) -> bool:  # noqa: ARG002
+        return False
+
+    @property
+    def expert_counts(self) -> list[list[int]]:
+        return []
+
+    def close(self) -> None:
+        pass
+
+
+def simulate(way: Way, num_blocks: int, seconds: float) -> Measurement:
+    rows, rng, device = 256, random.Random(1), _Device()
+    engine = Engine(
+        device,
+        Constraints(None, 1000, [2]),
+        num_blocks=num_blocks,
+        block_size=16,
+        max_model_len=8192,
+        max_running_requests=rows,
+        max_waiting_requests=4096,
+        step_token_budget=8192,
+        prefix_caching=True,
+    )
+    places = min(rows, num_blocks // 40)  # a request takes 400 and 250 tokens, 40 blocks
+    in_flight = places // 2 if way == "share" else MANY
+    live = {"ada": 0, "bob": 0}
+    asked_at: dict[str, float] = {}
+    waits: list[float] = []
+    bob_tokens = 0
+    next_question, number = 0.1 * seconds, 0
+
+    def send(user: str, output: int) -> str:
+        nonlocal number
+        number += 1
+        prompt = [rng.randrange(3, 1000) for _ in range(rng.randint(200, 600))]
+        owner = "all" if way == "queue" else user
+        params = SamplingParams(max_tokens=output, ignore_eos=True)
+        engine.add_request(EngineRequest(f"{user} {number}", prompt, params, owner))
+        live[user] += 1
+        return f"{user} {number}"
+
+    clock = device.clock
+    while clock.now < seconds:
+        while live["bob"] < in_flight:
+            send("bob", rng.randint(100, 400))
+        if clock.now >= next_question and not live["ada"]:
+            asked_at[send("ada", 20)] = next_question
+        for delta in engine.step():
+            user = delta.request_id.partition(" ")[0]
+            asked = asked_at.pop(delta.request_id, None)
+            if asked is not None:
+                waits.append(clock.now - asked)
+            bob_tokens += len(delta.new_token_ids) if user == "bob" else 0
+            if delta.finish_reason is not None:
+                live[user] -= 1
+                if user == "ada":
+                    next_question = clock.now + rng.expovariate(5.0)
+    where = "simulation, rows short" if places == rows else "simulation, blocks short"
+    return Measurement.of(where, way, waits, len(asked_at), bob_tokens / clock.now)
+
+
+# A real server
+
+
+@contextlib.contextmanager
+def server(model: str, folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Its URL, and the tokens of its users. The engine has two threads at most and `ROWS` rows."""
+    data = folder / "data"
+    data.mkdir()
+    tokens = {}
+    with contextlib.closing(IdentityStore(f"sqlite:///{data / 'identity.db'}")) as store:
+        for user in ("ada", "bob"):
+            store.accounts.create(user, grants=[Grant("CAN_QUERY")])
+            tokens[user] = store.tokens.create(user, created_by="benchmark")[0].value
+    entity = {"name": "m", "model": model, "engine": {"max_running_requests": ROWS}}
+    document = {
+        "server": {"port": 0},
+        "data": str(data),
+        "endpoints": [{"name": "m", "served_entities": [entity]}],
+    }
+    (folder / "server.yaml").write_text(yaml.safe_dump(document))
+    command = [sys.executable, "-m", "dropless.cli.main", "serve", "--config"]
+    process = subprocess.Popen(
+        [*command, str(folder / "server.yaml")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        url = next(word for line in process.stdout for word in line.split() if "http://" in word)
+        yield url.rstrip(".,/"), tokens
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(START_S)
+
+
+class Users:
+    """Ada and Bob at one server."""
+
+    def __init__(self, url: str, tokens: dict[str, str], seed: int) -> None:
+        self._url = f"{url}/v1/completions"
+        self._tokens = tokens
+        self._rng = random.Random(seed)
+        limits = httpx.Limits(max_connections=None)
+        self._http = httpx.AsyncClient(limits=limits, timeout=None)
+        self.bob_tokens = 0
+
+    async def first_token(self, user: str, prompt_tokens: int, output: int) -> float | None:
+        """Seconds until it came; the answer is read to its end, of which Bob's tokens count."""
+        prompt = [self._rng.randrange(300, 20_000) for _ in range(prompt_tokens)]
+        body = {
+            "model": "m", "prompt": prompt, "max_tokens": output, "ignore_eos": True,
+            "stream": True, "temperature": 0,
+        }  # fmt: skip
+        headers = {"authorization": f"Bearer {self._tokens[user]}"}
+        began, waited = time.perf_counter(), None
+        async with self._http.stream("POST", self._url, json=body, headers=headers) as response:
+            response.raise_for_status()
+            async for line in response.aiter_lines():
+                if line.startswith("data: {"):
+                    waited = waited or time.perf_counter() - began
+                    self.bob_tokens += user == "bob"
+        return waited
+
+    async def measure(self, way: Way, seconds: float) -> tuple[list[float], int, float]:
+        """Ada's waits, questions without an answer, Bob's tokens a second."""
+        in_flight = ROWS // 2 if way == "share" else MANY
+
+        async def bob() -> None:
+            while True:
+                await self.first_token("bob", self._rng.randint(30, 90), self._rng.randint(30, 90))
+
+        others = [asyncio.create_task(bob()) for _ in range(in_flight)]
+        waits: list[float] = []
+        unanswered = 0
+        try:
+            await asyncio.sleep(seconds / 4)
+            self.bob_tokens = 0
+            began = time.perf_counter()
+            while time.perf_counter() - began < seconds:
+                user = "bob" if way == "queue" else "ada"
+                try:
+                    async with asyncio.timeout(PATIENCE_S):
+                        waited = await self.first_token(user, 40, 4)
+                except TimeoutError:
+                    waited = None
+                if waited is None:
+                    unanswered += 1
+                else:
+                    waits.append(waited)
+                await asyncio.sleep(self._rng.expovariate(2.0))
+            return waits, unanswered, self.bob_tokens / (time.perf_counter() - began)
+        finally:
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            await asyncio.sleep(2.0)
+
+
+async def on_server(model: str, rounds: int, seconds: float) -> list[Measurement]:
+    ways: tuple[Way, ...] = ("share", "thousand")
+    waits: dict[Way, list[float]] = {way: [] for way in (*ways, "queue")}
+    missing = dict.fromkeys(waits, 0)
+    rates: dict[Way, list[float]] = {way: [] for way in waits}
+    with tempfile.TemporaryDirectory() as folder, server(model, Path(folder)) as (url, tokens):
+        users = Users(url, tokens, seed=1)
+        turns: list[Way] = [*ways * rounds, "queue"]
+        for way in turns:
+            found, unanswered, rate = await users.measure(way, seconds)
+            waits[way] += found
+            missing[way] += unanswered
+            rates[way].append(rate)
+            print(f"  {way:8s} {len(found)} answers, {unanswered} none, Bob {rate:.0f} tokens/s")
+    return [
+        Measurement.of(
+            f"server, {model}", way, waits[way], missing[way], statistics.fmean(rates[way])
+        )
+        for way in waits
+    ]
+
+
+def machine() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return {
+        "cpu": model,
+        "cores": psutil.cpu_count(),
+        "load_before": psutil.getloadavg()[0],
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each round")
+    parser.add_argument("--only", choices=["simulation", "server"])
+    arguments = parser.parse_args()
+    document = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    document["machine"] = machine()
+    found: list[Measurement] = []
+    if arguments.only != "server":
+        ways: tuple[Way, ...] = ("share", "thousand", "queue")
+        found += [simulate(way, blocks, 120.0) for blocks in (40_000, 4_000) for way in ways]
+        document["simulation"] = [asdict(m) for m in found]
+    if arguments.only != "simulation":
+        measured = asyncio.run(on_server(arguments.model, arguments.rounds, arguments.seconds))
+        document["server"] = [asdict(m) for m in measured]
+        found += measured
+    RESULT.write_text(json.dumps(document, indent=1) + "\n")
+    beside = {m.where: m.mean_ms for m in found if m.way == "share"}
+    for m in found:
+        ratio = m.mean_ms / beside[m.where] if m.questions else float("nan")
+        print(
+            f"{m.where:36s} {m.way:8s} {m.questions:4d} answers: mean {m.mean_ms:8.1f} ms "
+            f"({ratio:.2f} of share; goal {GOAL}), p50 {m.p50_ms:8.1f}, p90 {m.p90_ms:8.1f}; "
+            f"Bob {m.bob_tokens_per_s:.0f} tokens/s"
+        )
+
+
+if __name__ == "__main__":
+    main()
