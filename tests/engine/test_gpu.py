@@ -89,6 +89,21 @@ def test_launching_a_step_waits_for_nothing_and_changes_no_token(
     assert run() == expected
 
 
+@pytest.mark.parametrize("prompt", PROMPTS[:2], ids=["padded", "longer"])
+def test_experts_are_counted_inside_graphs(tmp_path: Path, prompt: list[int]) -> None:
+    """The first step is looked at, and no other; what pads it is not counted."""
+    write_tiny_dbrx(tmp_path)
+    counts = []
+    for device in ("cpu", "cuda"):
+        settings = {"dtype": "float32", "quantization": "none", "step_token_budget": 48}
+        with LLM(str(tmp_path), device=device, **settings) as llm:
+            llm.engine._executor._runner._expert_load._interval_s = 1e6
+            llm.generate(prompt, SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True))
+            counts.append(llm.engine.expert_counts())
+    assert counts[1] == counts[0]
+    assert {sum(row) for row in counts[0]} == {len(prompt) * 2}
+
+
 @pytest.mark.parametrize("budget", [48, 700])
 def test_graphs_change_no_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int
