@@ -24,8 +24,10 @@ def find_chromium() -> str:
     pytest.skip("no Chromium is installed (apt install chromium)")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """Not for the whole session: while it lives its event loop runs, beside which tests that follow
+    in this process could have none."""
     path = find_chromium()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path)

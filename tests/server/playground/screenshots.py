@@ -19,9 +19,9 @@ import httpx
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from dropless.checkpoints.writer import write_tiny_dbrx
 from dropless.server.identity.principal import Grant
 from dropless.server.identity.store import IdentityStore
-from tests.server.playground.company import write_mixture
 from tests.server.playground.conftest import find_chromium
 from tests.server.server_process import ServerProcess, tiny_endpoint
 from tests.server.tiny_model import write_tiny_model
@@ -35,6 +35,7 @@ QUESTIONS = (
     "Name three colours of the rainbow.",
     "What is the capital of Portugal?",
 )
+SCALE = 0.02  # of the made-up weights: larger ones send all tokens to the same experts
 LOAD_S = 100.0
 ANSWER_MS = 600_000
 MAX_BYTES = 300_000
@@ -65,13 +66,20 @@ def serving(data: Path) -> Iterator[tuple[str, dict[str, str]]]:
         tokens[name] = store.tokens.create(name, created_by="root")[0].value
     store.close()
     limited: dict[str, Any] = {"rate_limits": [{"key": "user", "principal": USERS[2], "calls": 10}]}
-    write_tiny_model(data / "tiny")
-    shape = {"n_layers": 40, "moe_num_experts": 16, "moe_top_k": 4}
-    mixture = str(write_mixture(data / "tiny", data / "mixture", **shape))
+    mixture = data / "dbrx-shape"
+    mixture.mkdir()
+    write_tiny_model(mixture)
+    shape: dict[str, Any] = {
+        "vocab_size": 512,
+        "n_layers": 40,
+        "moe_num_experts": 16,
+        "moe_top_k": 4,
+    }
+    write_tiny_dbrx(mixture, scale=SCALE, **shape)
     endpoints = [
         endpoint("coder", CODER),
         {**endpoint("small", SMALL), **limited},
-        tiny_endpoint(mixture, "dbrx-shape"),
+        tiny_endpoint(str(mixture), "dbrx-shape", weights="checkpoint"),
     ]
     configuration = {"data": str(data), "tables": {"flush_seconds": 1.0}, "endpoints": endpoints}
     server = ServerProcess(data, configuration=configuration)

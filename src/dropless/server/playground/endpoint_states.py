@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dropless.server.endpoints.endpoint import Endpoint, ServedEntity
 from dropless.server.endpoints.engines import ModelEngine
 from dropless.server.endpoints.registry import EndpointRegistry
@@ -40,6 +42,11 @@ def _experts(endpoint: Endpoint, entity: ServedEntity, watch: ExpertWatch) -> Se
     )
 
 
+def _name(model: str) -> str:
+    """Where a folder lies on the server is nobody's business."""
+    return Path(model).name if model.startswith(("/", ".", "~")) else model
+
+
 def _endpoint(endpoint: Endpoint) -> EndpointState:
     state = "READY" if endpoint.is_ready else "NOT_READY"
     return EndpointState(endpoint.name, state, [_served(entity) for entity in endpoint.entities])
@@ -51,7 +58,7 @@ def _served(entity: ServedEntity) -> ServedState:
     return ServedState(
         id=entity.entity_id,
         name=entity.name,
-        model=engine.model,
+        model=_name(engine.model),
         traffic_percentage=entity.share,
         state=engine.state,
         restarts=engine.restarts,
