@@ -79,7 +79,8 @@ def test_the_dashboard_shows_numbers_and_rows_as_text(company: Company, open_pag
     experts = page.locator(".experts")
     company.ask("ada", "Choose experts", "mixture", max_tokens=30)
     experts.get_by_role("button", name="Since the start").click()
-    expect(experts.locator(".heat tbody tr")).to_have_count(8)
+    # The server asks its engines every 2 s, the page the server every few.
+    expect(experts.locator(".heat tbody tr")).to_have_count(8, timeout=20_000)
     expect(experts.locator(".heat tbody tr").first.locator("td")).to_have_count(3)
     expect(experts.locator(".heat tbody td").first).to_have_attribute(
         "title", re.compile(r"Layer 0, expert 0: \d\.\d\d× the mean, [\d,]+ choices")
