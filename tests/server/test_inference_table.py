@@ -99,8 +99,11 @@ def test_an_answered_call(logging_server: ServerProcess, data: Path) -> None:
     before = time.time()
     asked = {**ASK, "client_request_id": "mine", "usage_context": {"team": "red"}}
     response = post(logging_server, asked)
-    [soon] = search(TableStore(str(data / "tables")), data / "spool", PAYLOAD, Search(text="hi"), 1)
-    assert soon.databricks_request_id == response.headers["x-request-id"]  # it shows at once
+    store = TableStore(str(data / "tables"))
+    deadline = time.monotonic() + 5
+    while not (found := search(store, data / "spool", PAYLOAD, Search(text="hi"), 1)):
+        assert time.monotonic() < deadline  # it shows as soon as its last byte is out
+    assert found[0].databricks_request_id == response.headers["x-request-id"]
     row = row_of(data, response)
     assert row["status_code"] == 200
     assert before - 1 < row["request_time"].timestamp() < time.time()
@@ -215,11 +218,19 @@ def rows(server: ServerProcess, **query: Any) -> dict[str, Any]:
     return response.json()
 
 
+def wait_until_shown(server: ServerProcess, request_id: str) -> None:
+    """A call shows as soon as its last byte is out, which may be after the client has read it."""
+    deadline = time.monotonic() + 5
+    while rows(server, limit=1)["rows"][0]["databricks_request_id"] != request_id:
+        assert time.monotonic() < deadline
+
+
 def test_the_dashboard_finds_calls_at_once(logging_server: ServerProcess) -> None:
     ids = []
     for i in range(4):
         body = {**ASK, "messages": [{"role": "user", "content": f"Platypus {i}"}]}
         ids.append(post(logging_server, body).headers["x-request-id"])
+    wait_until_shown(logging_server, ids[-1])
     found = rows(logging_server, text="platypus", limit=3)
     assert [row["databricks_request_id"] for row in found["rows"]] == ids[:0:-1]
     row = found["rows"][0]
