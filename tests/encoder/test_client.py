@@ -20,7 +20,6 @@ from dropless.errors import EncoderUnavailableError
 def test_a_hung_process_is_killed_and_one_that_dies_too_often_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(supervisor, "HANG_S", 20.0)
     monkeypatch.setattr(client_module, "MAX_RESTARTS", 1)
     monkeypatch.setattr(client_module, "FAILED_S", 1.0)
     monkeypatch.setattr(client_module, "WAIT_S", 60.0)
@@ -31,11 +30,11 @@ def test_a_hung_process_is_killed_and_one_that_dies_too_often_is_given_up(
         await encoder.prepare(Needs())
         first = encoder.pid
         assert first is not None
-        monkeypatch.setattr(supervisor, "HANG_S", 0.5)
+        monkeypatch.setattr(supervisor, "HANG_TICKS", 1)
         os.kill(first, signal.SIGSTOP)
         with pytest.raises(EncoderUnavailableError, match="said nothing for"):
             await encoder.judge([Judge(0, "hello")])
-        monkeypatch.setattr(supervisor, "HANG_S", 20.0)
+        monkeypatch.setattr(supervisor, "HANG_TICKS", 60)
         [verdict] = await encoder.judge([Judge(0, "hello")])
         assert (verdict.scores, verdict.entities, encoder.restarts) == ({}, [], 1)
         assert encoder.pid not in (None, first)

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import msgspec
@@ -19,8 +18,10 @@ from dropless.encoder.messages import HEADER, FromEncoder, ToEncoder
 logger = logging.getLogger(__name__)
 
 # Batches take a fraction of a second, and loading some seconds. A process that owes an answer and
-# says nothing for so long is hung, and is killed.
-HANG_S = 60.0
+# is silent for so many ticks is hung, and is killed. Counted, not timed: a suspended parent must
+# not blame it.
+HANG_TICKS = 60
+TICK_S = 1.0
 OPENMP_SPINS = 20_000  # some 50 us; threads that spin longer take time from the engine's
 
 _encoder = msgspec.msgpack.Encoder()
@@ -44,7 +45,6 @@ class EncoderProcess:
         self._writer = writer
         self._on_reply = on_reply
         self._owed = 0  # messages without an answer
-        self._heard = 0.0  # time.monotonic() of the last answer, or when the first one was owed
         self.died = asyncio.create_task(self._until_death(reader))
 
     @classmethod
@@ -70,8 +70,6 @@ class EncoderProcess:
     def send(self, message: ToEncoder) -> None:
         """Queues a message; never blocks. To a dead process it goes nowhere."""
         frame = _encoder.encode(message)
-        if not self._owed:
-            self._heard = time.monotonic()
         self._owed += 1
         self._writer.write(HEADER.pack(len(frame)) + frame)
 
@@ -93,18 +91,20 @@ class EncoderProcess:
     async def _listen(self, reader: asyncio.StreamReader) -> str | None:
         """Hands over replies until the process closes its end. Returns why it must be killed if
         it does not."""
+        silent = 0  # ticks
         while True:
             try:
-                async with asyncio.timeout(HANG_S):
+                async with asyncio.timeout(TICK_S):
                     header = await reader.readexactly(HEADER.size)
                 [size] = HEADER.unpack(header)
                 reply = _decoder.decode(await reader.readexactly(size))
             except (asyncio.IncompleteReadError, ConnectionError):
                 return None
             except TimeoutError:
-                if self._owed and time.monotonic() - self._heard >= HANG_S:
-                    return f"the encoder process said nothing for {HANG_S:.0f} s and was killed"
+                silent = silent + 1 if self._owed else 0
+                if silent >= HANG_TICKS:
+                    return f"the encoder process said nothing for {silent} s and was killed"
                 continue
+            silent = 0
             self._owed -= 1
-            self._heard = time.monotonic()
             self._on_reply(reply)
