@@ -21,7 +21,6 @@ from dropless.server.configuration.endpoint_settings import EndpointSettings
 from dropless.server.endpoints.registry import EndpointRegistry
 from dropless.server.quotas.quotas import Quotas
 from tests.server.in_process import InProcess, serving
-from tests.server.server_process import tiny_endpoint
 
 TEXTS = [
     "A river runs through the town.",
@@ -42,11 +41,11 @@ def model_file() -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(model_folder: Path, model_file: Path) -> Iterator[InProcess]:
+def server(model_file: Path) -> Iterator[InProcess]:
     assert model_file
     limit = {"key": "endpoint", "tokens": 100, "renewal_period": "minute"}
     limited = {**EMBEDS, "name": "limited", "rate_limits": [limit]}
-    with serving([EMBEDS, limited, tiny_endpoint(str(model_folder))], quotas=Quotas()) as started:
+    with serving([EMBEDS, limited], quotas=Quotas()) as started:
         yield started
 
 
@@ -133,7 +132,6 @@ def test_an_instruction_stands_before_every_text(client: openai.OpenAI) -> None:
         ({"input": "a", "dimensions": 64}, "dimensions is 64; this model's vectors have 384"),
         ({"input": [1], "extra_body": {"instruction": "x"}}, "cannot be put before token ids"),
         ({"input": "a", "extra_body": {"temperature": 1}}, "unknown field 'temperature'"),
-        ({"input": "a", "model": "tiny"}, "generates texts and embeds none"),
         ({"input": "a", "model": "none"}, "is not served here"),
     ],
 )

@@ -183,7 +183,7 @@ def test_without_a_stream_one_unsafe_choice_refuses_all(client: openai.OpenAI) -
     extra = saying(f"{CALM} It is warm. The river is calm. {UNSAFE}", CALM)
     asked: Any = {"model": "safe", "messages": USER, "n": 4, "extra_body": extra}
     outcomes = set()
-    for seed in range(10):
+    for seed in range(3):
         try:
             answer = client.chat.completions.create(**asked, seed=seed)
         except openai.BadRequestError:
@@ -249,7 +249,7 @@ def test_keywords(ask: Callable[..., Any]) -> None:
 
 
 def test_topics(ask: Callable[..., Any], client: openai.OpenAI) -> None:
-    recipe = "Peel the onions, chop the garlic and fry both in olive oil until they are soft. " * 3
+    recipe = "Peel the onions, chop the garlic and fry both in olive oil until they are soft. "
     assert ask("topics", "How long must I bake the bread?", recipe).choices[0].finish_reason
     follow_up: Any = [
         {"role": "user", "content": "How long must I bake the bread?"},
@@ -262,7 +262,7 @@ def test_topics(ask: Callable[..., Any], client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as error:
         ask("topics", "How do I compile a C program?")
     assert refused(error)["input_guardrail"][0]["topic_score"] < 0.15
-    match = "The home team won the football match in its last minute, and the fans were happy. " * 3
+    match = "The home team won the football match in its last minute, and the fans were happy. "
     with pytest.raises(openai.BadRequestError) as error:
         list(ask("topics", "How long must I bake the bread?", match, stream=True))
     assert refused(error)["finishReason"] == "output_guardrail_triggered"
@@ -291,6 +291,8 @@ def test_what_cannot_be_guarded_is_refused(ask: Callable[..., Any], client: open
     with pytest.raises(openai.BadRequestError, match="token ids cannot be judged"):
         client.completions.create(model="safe", prompt=[5, 6, 7])
     assert client.completions.create(model="open", prompt=[5, 6, 7]).choices
+    with pytest.raises(openai.BadRequestError, match="generates texts and embeds none"):
+        client.embeddings.create(model="safe", input="a river")
 
 
 def test_those_who_watch_see_blocked_calls(guarded: InProcess, ask: Callable[..., Any]) -> None:
