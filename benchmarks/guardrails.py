@@ -10,7 +10,8 @@ safety: the half of openai-moderation that `train_safety` does not read. A categ
 the prompts that somebody judged in it; "any" on all. AUROC of "any" ranks prompts by the highest
 score relative to its threshold. `by sentence` judges each prompt as an answer that is streamed.
 `ordinary prompts` are in no way chosen to be unsafe: what is flagged of them is a false alarm.
-`alternatives` trains, on the training half, what the safety head could be instead;
+
+alternatives: trains, on the training half, what the safety head could be instead;
 alt-profanity-check is among them where it is installed.
 
 pii: an entity is found if something that was found overlaps it; a finding is right if it overlaps
@@ -118,8 +119,10 @@ class Bench:
                 name: {"texts": len(texts), "flagged": _flagged(await judge.judge(texts))}
                 for name, texts in ordinary(self.data).items()
             },
-            "alternatives": alternatives(*read_halves(self.data)),
         }
+
+    async def alternatives(self) -> Report:
+        return alternatives(*read_halves(self.data))
 
     async def pii(self) -> Report:
         return {
@@ -324,6 +327,7 @@ async def measure(data: Path, only: str | None) -> None:
     await bench.encoder.prepare(Needs(embeddings=True, pii=True, names=True))
     parts: dict[str, Callable[[], Any]] = {
         "safety": bench.safety,
+        "alternatives": bench.alternatives,
         "pii": bench.pii,
         "topics": bench.topics,
     }
@@ -343,7 +347,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path)
-    parser.add_argument("--only", choices=("safety", "pii", "topics"))
+    parser.add_argument("--only", choices=("safety", "alternatives", "pii", "topics"))
     arguments = parser.parse_args()
     asyncio.run(measure(arguments.data, arguments.only))
 
