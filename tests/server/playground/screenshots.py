@@ -35,7 +35,7 @@ QUESTIONS = (
     "Name three colours of the rainbow.",
     "What is the capital of Portugal?",
 )
-SCALE = 0.02  # of the made-up weights: larger ones send all tokens to the same experts
+SCALE = 0.003  # of the made-up weights: with larger ones all tokens go to the same experts
 LOAD_S = 100.0
 ANSWER_MS = 600_000
 MAX_BYTES = 300_000
@@ -186,7 +186,7 @@ def playground(browser: Browser, url: str, token: str, folder: Path) -> None:
     send(page, 1)
     page.locator(".pane-settings").click()
     page.locator(".scroller").evaluate("(element) => element.scrollTo(0, 120)")
-    page.mouse.move(5, 5)
+    page.mouse.move(1, 1)
     page.screenshot(path=folder / "playground-code-light.png")
     page.context.close()
     page = opened(browser, url, token, **PHONE)
@@ -202,6 +202,7 @@ def sample(page: Page, title: str) -> None:
 
 def send(page: Page, replies: int) -> None:
     page.locator("#prompt").press("Enter")
+    page.mouse.move(1, 1)  # no button is pointed at
     expect(page.locator(".figures")).to_have_count(replies, timeout=ANSWER_MS)
 
 

@@ -105,7 +105,8 @@ class Page {
     this.samples.push(...live.samples);
     this.since = this.samples.at(-1)?.time ?? 0;
     this.samples = this.samples.filter(({ time }) => time > live.time - HISTORY_S);
-    this.updated.textContent = `${clock(live.time)} · up ${duration((live.time - live.started) * 1000)}`;
+    const uptime = ` · up ${duration((live.time - live.started) * 1000)}`;
+    this.updated.replaceChildren(clock(live.time), h("span", { class: "uptime" }, uptime));
     const smooth = smoothed(this.samples);
     this.tiles.show(smooth, live.totals);
     this.throughput.show(smooth, live.time);
