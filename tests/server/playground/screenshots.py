@@ -1,4 +1,6 @@
-"""Makes the pictures of docs/playground.md: `python -m tests.server.playground.screenshots FOLDER`.
+"""Makes the pictures of docs/playground.md, of both pages or of one:
+
+    python -m tests.server.playground.screenshots docs/images/ [playground] [dashboard]
 
 Real models answer (both are fetched if they are not cached); only the experts are those of a small
 model of DBRX's shape with generated weights. Takes some minutes on two cores.
@@ -41,16 +43,18 @@ ANSWER_MS = 600_000
 MAX_BYTES = 300_000
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, pages: list[str]) -> None:
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as data,
         serving(Path(data)) as (url, tokens),
         sync_playwright() as playwright,
     ):
         browser = playwright.chromium.launch(executable_path=find_chromium())
-        with load(url, tokens):
-            dashboard(browser, url, tokens["root"], folder)
-        playground(browser, url, tokens["root"], folder)
+        if "dashboard" in pages:
+            with load(url, tokens):
+                dashboard(browser, url, tokens["root"], folder)
+        if "playground" in pages:
+            playground(browser, url, tokens["root"], folder)
     for picture in sorted(folder.glob("playground-*.png")) + sorted(folder.glob("dashboard-*.png")):
         optimise(picture)
         print(f"{picture}  {picture.stat().st_size:,} bytes")
@@ -214,4 +218,4 @@ def optimise(picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:] or ["playground", "dashboard"])

@@ -40,7 +40,7 @@ export const SAMPLES = [
     prompt:
       "I baked 15 muffins. I ate 2 muffins and gave 5 muffins to a neighbor. My partner then bought 6 more muffins and ate 2. " +
       "Do I have a prime number of muffins? Think step by step.",
-    parameters: { temperature: 0 },
+    parameters: { temperature: 0, max_tokens: 400 },
   },
   {
     title: "Why the sky is blue",
@@ -54,7 +54,7 @@ export const SAMPLES = [
     prompt:
       "Write a Python function `is_prime(n: int) -> bool` with a docstring, using the standard library only. " +
       "Then write three assertions that test it.",
-    parameters: { temperature: 0 },
+    parameters: { temperature: 0, max_tokens: 400 },
   },
   {
     title: "Answer from a text",
