@@ -175,7 +175,7 @@ def simulate(way: Way, num_blocks: int, seconds: float) -> Measurement:
 
 @contextlib.contextmanager
 def server(model: str, folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Its URL, and the tokens of its users. The engine has two threads at most and `ROWS` rows."""
+    """Its URL, and the tokens of its users. The engine has one thread and `ROWS` rows."""
     data = folder / "data"
     data.mkdir()
     tokens = {}
@@ -183,7 +183,7 @@ def server(model: str, folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
         for user in ("ada", "bob"):
             store.accounts.create(user, grants=[Grant("CAN_QUERY")])
             tokens[user] = store.tokens.create(user, created_by="benchmark")[0].value
-    entity = {"name": "m", "model": model, "engine": {"max_running_requests": ROWS}}
+    entity = {"name": "m", "model": model, "engine": {"max_running_requests": ROWS, "threads": 1}}
     document = {
         "server": {"port": 0},
         "data": str(data),
