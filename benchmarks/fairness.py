@@ -1,7 +1,7 @@
 """What one user's thousand requests do to the first token of another.
 
-    python -m benchmarks.fairness                       # the default model, two users of a server
-    python -m benchmarks.fairness --only simulation     # a GPU's step times, in seconds
+    python -m benchmarks.fairness                      # simulation, engine and server
+    python -m benchmarks.fairness --only simulation    # a GPU's step times, in seconds
 
 Ada asks one short question after the other, with pauses. Beside her is Bob, in one of three ways:
 
@@ -11,10 +11,16 @@ Ada asks one short question after the other, with pauses. Beside her is Bob, in 
   what a server does that knows no users.
 
 The figure is how much longer Ada waits for her first token in `thousand` than in `share`; the goal
-is 25 % at most. On the server the ways take turns, so that other work on the machine disturbs all
-alike. Bob's requests are of his own prompts and end after different numbers of tokens. In the
-simulation steps take about the time of one of eight ranks' slice of DBRX on an H100; rows or cache
-blocks are what is short. Writes results/fairness.json beside this script.
+is 25 % at most. Bob's requests are of his own prompts and end after different numbers of tokens.
+
+- `simulation`: steps take about the time of one of eight ranks' slice of DBRX on an H100; rows or
+  cache blocks are what is short.
+- `engine`: a real model on one thread of a CPU; the clock is its processor time, so that nothing
+  else on the machine counts.
+- `server`: the same behind HTTP, two users with their tokens. The ways take turns, so that what
+  else the machine does disturbs all alike.
+
+Writes results/fairness.json beside this script.
 """
 
 from __future__ import annotations
@@ -22,6 +28,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import platform
 import random
@@ -31,7 +38,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +48,7 @@ import httpx
 import psutil
 import yaml
 
+from dropless import LLM
 from dropless.engine.constraints import Constraints
 from dropless.engine.engine import Engine
 from dropless.engine.messages import EngineRequest
@@ -119,8 +127,86 @@ class _Device:
         pass
 
 
-def simulate(way: Way, num_blocks: int, seconds: float) -> Measurement:
-    rows, rng, device = 256, random.Random(1), _Device()
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """Least and most tokens of prompts and answers, and how many questions Ada asks a second when
+    she is not waiting."""
+
+    bob_prompt: tuple[int, int]
+    bob_output: tuple[int, int]
+    ada_prompt: tuple[int, int]
+    ada_output: int
+    ada_rate: float
+
+
+ON_GPU = Shapes((200, 600), (100, 400), (200, 600), 20, 5.0)
+ON_CPU = Shapes((30, 90), (30, 90), (40, 40), 4, 1.0)
+
+
+def drive(
+    engine: Engine, now: Callable[[], float], shapes: Shapes, in_flight: int, *, is_queue: bool
+) -> Iterator[tuple[list[float], int, float]]:
+    """Steps of an engine that both use: after each, what Ada has waited so far, her question
+    without an answer, and Bob's tokens a second."""
+    rng = random.Random(1)
+    live = {"ada": 0, "bob": 0}
+    asked_at: dict[str, float] = {}
+    waits: list[float] = []
+    numbers = itertools.count()
+    bob_tokens, began = 0, now()
+    next_question = began
+
+    def send(user: str, prompt_tokens: int, output: int) -> str:
+        name = f"{user} {next(numbers)}"
+        prompt = [rng.randrange(3, 1000) for _ in range(prompt_tokens)]
+        params = SamplingParams(temperature=0.0, max_tokens=output, ignore_eos=True)
+        engine.add_request(EngineRequest(name, prompt, params, "all" if is_queue else user))
+        live[user] += 1
+        return name
+
+    while True:
+        while live["bob"] < in_flight:
+            send("bob", rng.randint(*shapes.bob_prompt), rng.randint(*shapes.bob_output))
+        if now() >= next_question and not live["ada"]:
+            name = send("ada", rng.randint(*shapes.ada_prompt), shapes.ada_output)
+            asked_at[name] = next_question
+        for delta in engine.step():
+            user = delta.request_id.partition(" ")[0]
+            asked = asked_at.pop(delta.request_id, None)
+            if asked is not None:
+                waits.append(now() - asked)
+            bob_tokens += len(delta.new_token_ids) if user == "bob" else 0
+            if delta.finish_reason is not None:
+                live[user] -= 1
+                if user == "ada":
+                    next_question = now() + rng.expovariate(shapes.ada_rate)
+        yield waits, len(asked_at), bob_tokens / (now() - began)
+
+
+def measure(
+    where: str,
+    way: Way,
+    engine: Engine,
+    now: Callable[[], float],
+    shapes: Shapes,
+    *,
+    places: int,
+    seconds: float,
+) -> Measurement:
+    """`places` is how many requests fit at the same time. The first tenth does not count."""
+    in_flight = places // 2 if way == "share" else MANY
+    run = drive(engine, now, shapes, in_flight, is_queue=way == "queue")
+    began, early = now(), 0
+    for waits, unanswered, rate in run:
+        if now() - began < seconds / 10:
+            early = len(waits)
+        elif now() - began > seconds:
+            return Measurement.of(where, way, waits[early:], unanswered, rate)
+    raise AssertionError
+
+
+def simulated(way: Way, num_blocks: int) -> Measurement:
+    rows, device = 256, _Device()
     engine = Engine(
         device,
         Constraints(None, 1000, [2]),
@@ -133,41 +219,19 @@ def simulate(way: Way, num_blocks: int, seconds: float) -> Measurement:
         prefix_caching=True,
     )
     places = min(rows, num_blocks // 40)  # a request takes 400 and 250 tokens, 40 blocks
-    in_flight = places // 2 if way == "share" else MANY
-    live = {"ada": 0, "bob": 0}
-    asked_at: dict[str, float] = {}
-    waits: list[float] = []
-    bob_tokens = 0
-    next_question, number = 0.1 * seconds, 0
-
-    def send(user: str, output: int) -> str:
-        nonlocal number
-        number += 1
-        prompt = [rng.randrange(3, 1000) for _ in range(rng.randint(200, 600))]
-        owner = "all" if way == "queue" else user
-        params = SamplingParams(max_tokens=output, ignore_eos=True)
-        engine.add_request(EngineRequest(f"{user} {number}", prompt, params, owner))
-        live[user] += 1
-        return f"{user} {number}"
-
+    where = f"simulation, {'rows' if places == rows else 'blocks'} short"
     clock = device.clock
-    while clock.now < seconds:
-        while live["bob"] < in_flight:
-            send("bob", rng.randint(100, 400))
-        if clock.now >= next_question and not live["ada"]:
-            asked_at[send("ada", 20)] = next_question
-        for delta in engine.step():
-            user = delta.request_id.partition(" ")[0]
-            asked = asked_at.pop(delta.request_id, None)
-            if asked is not None:
-                waits.append(clock.now - asked)
-            bob_tokens += len(delta.new_token_ids) if user == "bob" else 0
-            if delta.finish_reason is not None:
-                live[user] -= 1
-                if user == "ada":
-                    next_question = clock.now + rng.expovariate(5.0)
-    where = "simulation, rows short" if places == rows else "simulation, blocks short"
-    return Measurement.of(where, way, waits, len(asked_at), bob_tokens / clock.now)
+    return measure(where, way, engine, lambda: clock.now, ON_GPU, places=places, seconds=120.0)
+
+
+def in_process(model: str, way: Way, seconds: float) -> Measurement:
+    """The engine alone, its clock the processor time that it takes, so that nothing else on the
+    machine counts."""
+    with LLM(model, threads=1, max_running_requests=ROWS, device="cpu") as llm:
+        where = f"engine, {model}, {ROWS} rows"
+        return measure(
+            where, way, llm.engine, time.process_time, ON_CPU, places=ROWS, seconds=seconds
+        )
 
 
 # A real server
@@ -306,19 +370,24 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=60.0, help="of each round")
-    parser.add_argument("--only", choices=["simulation", "server"])
+    parser.add_argument("--only", choices=["simulation", "engine", "server"])
     arguments = parser.parse_args()
     document = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     document["machine"] = machine()
+    ways: tuple[Way, ...] = ("share", "thousand", "queue")
     found: list[Measurement] = []
-    if arguments.only != "server":
-        ways: tuple[Way, ...] = ("share", "thousand", "queue")
-        found += [simulate(way, blocks, 120.0) for blocks in (40_000, 4_000) for way in ways]
-        document["simulation"] = [asdict(m) for m in found]
-    if arguments.only != "simulation":
-        measured = asyncio.run(on_server(arguments.model, arguments.rounds, arguments.seconds))
-        document["server"] = [asdict(m) for m in measured]
-        found += measured
+    if arguments.only in (None, "simulation"):
+        made = [simulated(way, blocks) for blocks in (40_000, 4_000) for way in ways]
+        document["simulation"] = [asdict(m) for m in made]
+        found += made
+    if arguments.only in (None, "engine"):
+        made = [in_process(arguments.model, way, arguments.seconds) for way in ways]
+        document["engine"] = [asdict(m) for m in made]
+        found += made
+    if arguments.only in (None, "server"):
+        made = asyncio.run(on_server(arguments.model, arguments.rounds, arguments.seconds))
+        document["server"] = [asdict(m) for m in made]
+        found += made
     RESULT.write_text(json.dumps(document, indent=1) + "\n")
     beside = {m.where: m.mean_ms for m in found if m.way == "share"}
     for m in found:
