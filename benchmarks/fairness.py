@@ -272,6 +272,7 @@ class Users:
     """Ada and Bob at one server."""
 
     def __init__(self, url: str, tokens: dict[str, str], seed: int) -> None:
+        self._base = url
         self._url = f"{url}/v1/completions"
         self._tokens = tokens
         self._rng = random.Random(seed)
@@ -296,6 +297,14 @@ class Users:
                     self.bob_tokens += user == "bob"
         return waited
 
+    async def _until_there(self, count: int) -> None:
+        """Until so many requests are in the engine, and they have had some seconds."""
+        while True:
+            stats = (await self._http.get(f"{self._base}/health")).json()["stats"]
+            if stats is not None and stats["running"] + stats["waiting"] >= count:
+                return await asyncio.sleep(8.0)
+            await asyncio.sleep(0.2)
+
     async def measure(self, way: Way, seconds: float) -> tuple[list[float], int, float]:
         """Ada's waits, questions without an answer, Bob's tokens a second."""
         in_flight = ROWS // 2 if way == "share" else MANY
@@ -308,7 +317,7 @@ class Users:
         waits: list[float] = []
         unanswered = 0
         try:
-            await asyncio.sleep(seconds / 4)
+            await self._until_there(in_flight)
             self.bob_tokens = 0
             began = time.perf_counter()
             while time.perf_counter() - began < seconds:
