@@ -141,7 +141,14 @@ def route_case(
 
 
 def experts_case(
-    tokens: int, experts: int, top_k: int, *, elsewhere: int = 0, fp8: bool = False
+    tokens: int,
+    experts: int,
+    top_k: int,
+    *,
+    width: int = 40,
+    elsewhere: int = 0,
+    lies_transposed: bool = True,
+    fp8: bool = False,
 ) -> Case:
     """The first `elsewhere` experts and as many last ones are not here: as in expert parallelism,
     some tokens have work for this rank and some have none."""
@@ -150,14 +157,17 @@ def experts_case(
         scores = torch.rand(tokens, experts + 2 * elsewhere, generator=make.generator)
         weights, ids = scores.topk(top_k)
         x = make.normal(tokens, 48)
-        gate_up = make.normal(experts, 2 * 40, 48, scale=0.2)
-        down = make.normal(experts, 40, 48, scale=0.2).transpose(1, 2)
+        gate_up = make.normal(experts, 2 * width, 48, scale=0.2)
+        down = make.normal(experts, width, 48, scale=0.2).transpose(1, 2)
+        if not lies_transposed:
+            down = down.contiguous()
         if elsewhere:
             x[(ids < elsewhere).all(-1) | (ids >= experts + elsewhere).all(-1)] = torch.nan
         held = [quantize_channels(part) if fp8 else part for part in (gate_up, down)]
         return (version(x, *held, make.cast(weights), ids.to(make.device) - elsewhere),)
 
-    name = f"fused_experts-{tokens}x{experts}-top{top_k}-elsewhere-{elsewhere}-fp8-{fp8}"
+    name = f"fused_experts-{tokens}x{experts}-top{top_k}-width-{width}-elsewhere-{elsewhere}"
+    name += f"-transposed-{lies_transposed}-fp8-{fp8}"
     return Case(name, fused_experts, run, fp8)
 
 
@@ -176,9 +186,9 @@ def quantize_case(tokens: int, width: int) -> Case:
 def linear_case(tokens: int, inputs: int, outputs: int, *, fp8: bool, bias: bool = False) -> Case:
     def run(version: Callable[..., Any], make: Maker) -> tuple[Tensor, ...]:
         x, weight = make.normal(tokens, inputs), make.normal(outputs, inputs, scale=0.1)
-        x[1:2] = 0.0
-        if fp8:
-            x[2:3, 0] = torch.inf
+        if tokens > 2:
+            x[1] = 0.0
+            x[2, 0] = torch.inf if fp8 else 1.0
         held = quantize_channels(weight) if fp8 else weight
         return (version(x, held, make.normal(outputs) if bias else None),)
 
@@ -209,8 +219,14 @@ CASES = [
     experts_case(50, 4, 2, elsewhere=2),
     *(experts_case(tokens, 16, 4, fp8=True) for tokens in (1, 3, 50, 700)),
     *(experts_case(tokens, 4, 2, elsewhere=2, fp8=True) for tokens in (4, 50)),
+    *(
+        experts_case(700, 16, 4, width=176, elsewhere=elsewhere, **form)
+        for elsewhere in (0, 3)
+        for form in ({"lies_transposed": True}, {"lies_transposed": False}, {"fp8": True})
+    ),
     *(quantize_case(tokens, width) for tokens, width in ((1, 48), (50, 6144), (9, 37))),
-    *(linear_case(tokens, 96, 160, fp8=True) for tokens in (1, 3, 40, 300)),
+    *(linear_case(tokens, 96, 160, fp8=True) for tokens in (1, 2, 3, 40, 300)),
+    linear_case(2, 96, 160, fp8=False, bias=True),
     linear_case(17, 45, 51, fp8=True, bias=True),
     linear_case(17, 45, 51, fp8=False, bias=True),
 ]

@@ -53,35 +53,6 @@ def quantize_tokens_cuda(x: Tensor) -> tuple[Tensor, Tensor]:
     return values, scales
 
 
-@triton.jit
-def _silu_mul_quantize_kernel(
-    gate_up_ptr, values_ptr, scales_ptr, width, BLOCK: tl.constexpr, EARLY: tl.constexpr
-):
-    after_previous(EARLY)
-    token = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < width
-    gate = tl.load(gate_up_ptr + token * 2 * width + columns, inside, 0.0).to(tl.float32)
-    up = tl.load(gate_up_ptr + token * 2 * width + width + columns, inside, 0.0).to(tl.float32)
-    made = gate * tl.sigmoid(gate) * up
-    scale = scale_of(made, 0)
-    tl.store(values_ptr + token * width + columns, to_fp8(made, scale), inside)
-    tl.store(scales_ptr + token, scale)
-
-
-def silu_mul_quantize(gate_up: Tensor) -> tuple[Tensor, Tensor]:
-    """`quantize_tokens` of `silu_mul`, of gate_up [T, 2 * width], in one pass."""
-    num_tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
-    values = torch.empty(num_tokens, width, dtype=FP8, device=gate_up.device)
-    scales = torch.empty(num_tokens, dtype=torch.float32, device=gate_up.device)
-    block = triton.next_power_of_2(width)
-    _silu_mul_quantize_kernel[(num_tokens,)](
-        gate_up, values, scales, width, BLOCK=block, num_warps=warps_of_row(block),
-        **early_launch(gate_up),
-    )  # fmt: skip
-    return values, scales
-
-
 def parts(weight: Tensor | Fp8Tensor) -> tuple[Tensor, Tensor]:
     """Values and scales of a weight; without scales a tensor that is not read."""
     if isinstance(weight, Tensor):
@@ -97,5 +68,5 @@ def factors(x: Tensor, weight: Tensor | Fp8Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def is_aligned(weight: Tensor | Fp8Tensor) -> bool:
-    """Whether cuBLAS and CUTLASS take it: rows of whole 16 bytes on both sides."""
+    """Whether matrix units take it without copies: rows of whole 16 bytes on both sides."""
     return all(size % 16 == 0 for size in weight.shape[-2:])

@@ -25,28 +25,28 @@ _VECTOR_INPUTS = 1 << 15  # of one output, beyond which its registers do not suf
 @triton.jit
 def _vector_kernel(
     x_ptr, weight_ptr, scales_ptr, bias_ptr, out_ptr, size, num_outputs,
-    SIZE: tl.constexpr, COLUMNS: tl.constexpr, SCALED: tl.constexpr, HAS_BIAS: tl.constexpr,
-    EARLY: tl.constexpr,
+    TOKENS: tl.constexpr, SIZE: tl.constexpr, COLUMNS: tl.constexpr, SCALED: tl.constexpr,
+    HAS_BIAS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """COLUMNS outputs of one token; programs of other tokens find the weights in the cache. The
-    weights are on their way before the kernel that makes x has ended."""
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    """COLUMNS outputs of each of TOKENS tokens. The weights are on their way before the kernel that
+    makes x has ended."""
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     depth = tl.arange(0, SIZE)
-    there = (columns[:, None] < num_outputs) & (depth[None, :] < size)
+    inside = columns < num_outputs
+    there = inside[:, None] & (depth[None, :] < size)
     w = tl.load(weight_ptr + columns[:, None].to(tl.int64) * size + depth[None, :], there, 0.0)
     after_previous(EARLY)
-    token = tl.program_id(0).to(tl.int64)
-    x = tl.load(x_ptr + token * size + depth, depth < size, 0.0)
-    if SCALED:
-        scale = scale_of(x, 0)
-        x = to_fp8(x, scale)
-    out = tl.sum(w.to(tl.float32) * x.to(tl.float32)[None, :], 1)
-    inside = columns < num_outputs
-    if SCALED:
-        out *= tl.load(scales_ptr + columns, inside, 0.0) * scale
-    if HAS_BIAS:
-        out += tl.load(bias_ptr + columns, inside, 0.0).to(tl.float32)
-    tl.store(out_ptr + token * num_outputs + columns, out, inside)
+    for token in tl.static_range(TOKENS):
+        x = tl.load(x_ptr + token * size + depth, depth < size, 0.0)
+        if SCALED:
+            scale = scale_of(x, 0)
+            x = to_fp8(x, scale)
+        out = tl.sum(w.to(tl.float32) * x.to(tl.float32)[None, :], 1)
+        if SCALED:
+            out *= tl.load(scales_ptr + columns, inside, 0.0) * scale
+        if HAS_BIAS:
+            out += tl.load(bias_ptr + columns, inside, 0.0).to(tl.float32)
+        tl.store(out_ptr + token * num_outputs + columns, out, inside)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -136,9 +136,9 @@ def linear_by_vectors(x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None
     padded = int(triton.next_power_of_2(size))
     values, scales = parts(weight)
     columns = max(1, _VECTOR_BYTES // (padded * values.element_size()))
-    _vector_kernel[(len(x), triton.cdiv(num_outputs, columns))](
+    _vector_kernel[(triton.cdiv(num_outputs, columns),)](
         x, values, scales, x if bias is None else bias, out, size, num_outputs,
-        SIZE=padded, COLUMNS=columns, SCALED=isinstance(weight, Fp8Tensor),
+        TOKENS=len(x), SIZE=padded, COLUMNS=columns, SCALED=isinstance(weight, Fp8Tensor),
         HAS_BIAS=bias is not None, num_warps=8, **early_launch(x),
     )  # fmt: skip
     return out

@@ -9,10 +9,11 @@ import triton.language as tl
 from torch import Tensor
 
 from dropless.ops.activation import silu_mul
-from dropless.ops.fp8 import Fp8Tensor
+from dropless.ops.fp8 import Fp8Tensor, quantize_tokens
 from dropless.ops.moe import fused_experts
 from dropless.ops.triton.dispatch import dispatch, dispatch_quantized
-from dropless.ops.triton.fp8 import factors, is_aligned, silu_mul_quantize
+from dropless.ops.triton.fp8 import factors, is_aligned
+from dropless.ops.triton.grouped import down_grouped, gate_up_grouped
 from dropless.ops.triton.grouping import Grouping, find_tile, group_pairs, num_tiles, padded
 from dropless.ops.triton.launch import after_previous, early_launch
 from dropless.ops.triton.moe_pairs import experts_by_pairs
@@ -22,8 +23,7 @@ from dropless.ops.triton.tiles import Tile, fixed_tile, tile_for
 # with fewer instructions, up to half as many, if they are short: then it is launches that count.
 _PAIRS = 8
 _SHORT_WIDTH = 2048
-# Above so many tokens PyTorch's CUTLASS product is faster: arithmetic is the limit there.
-CUTLASS_TOKENS = 512
+TILED_TOKENS = 512  # above so many arithmetic is the limit, not reading the weights
 _COMBINE_COLUMNS = 1024
 
 
@@ -134,13 +134,10 @@ def fused_experts_cuda(
     num_pairs = topk_ids.numel()
     if num_pairs <= _most_pairs(down):
         return experts_by_pairs(x, gate_up, down, topk_weights, topk_ids)
-    if len(x) <= CUTLASS_TOKENS or x.dtype == torch.float32 or not is_aligned(down):
+    if len(x) <= TILED_TOKENS or x.dtype == torch.float32 or not is_aligned(down):
         tiles = _tile("gate_up", gate_up, num_pairs), _tile("down", down, num_pairs)
         return _by_tiles(x, gate_up, down, topk_weights, topk_ids, *tiles)
-    num_experts = down.shape[0]
-    grouping = group_pairs(topk_ids, num_experts)
-    out = _by_cutlass(x, gate_up, down, grouping, topk_ids)
-    return _combine(out, grouping.places, topk_weights, topk_ids, num_experts)
+    return _by_groups(x, gate_up, down, topk_weights, topk_ids)
 
 
 @fused_experts.register_invariant("cuda")
@@ -218,31 +215,29 @@ def _by_tiles(
     return _combine(out, None, topk_weights, topk_ids, num_experts)
 
 
-def _by_cutlass(
+def _by_groups(
     x: Tensor,
     gate_up: Tensor | Fp8Tensor,
     down: Tensor | Fp8Tensor,
-    grouping: Grouping,
+    topk_weights: Tensor,
     topk_ids: Tensor,
 ) -> Tensor:
-    """What the experts of the grouped pairs make, in their order: [pairs, hidden] bfloat16. Rows in
-    no group are not defined."""
-    ends = grouping.offsets[1 : gate_up.shape[0] + 1]
-    if isinstance(gate_up, Tensor) or isinstance(down, Tensor):
-        assert isinstance(gate_up, Tensor)
-        assert isinstance(down, Tensor)  # both are of one kind
-        rows = dispatch(x, grouping, topk_ids, gate_up.shape[0])
+    """`fused_experts` with every expert's rows side by side in memory: in 16 bits by PyTorch's
+    CUTLASS product, which is as fast as ours there; ours in 8 bits, which is faster."""
+    num_experts = down.shape[0]
+    grouping = group_pairs(topk_ids, num_experts)
+    if isinstance(gate_up, Fp8Tensor):
+        assert isinstance(down, Fp8Tensor)  # both are of one kind
+        rows, row_scales = dispatch_quantized(x, grouping, topk_ids, num_experts)
+        made, made_scales = quantize_tokens(gate_up_grouped(rows, row_scales, gate_up, grouping))
+        out = down_grouped(made, made_scales, down, grouping)
+    else:
+        assert isinstance(down, Tensor)
+        ends = grouping.offsets[1 : num_experts + 1]
+        rows = dispatch(x, grouping, topk_ids, num_experts)
         made = silu_mul(torch._grouped_mm(rows, gate_up.transpose(1, 2), offs=ends))
-        return torch._grouped_mm(made, down.transpose(1, 2), offs=ends)
-
-    def product(values: Tensor, scales: Tensor, weight: Fp8Tensor) -> Tensor:
-        return torch._scaled_grouped_mm(
-            values, weight.values.transpose(1, 2), scales, weight.scales, offs=ends,
-            out_dtype=torch.bfloat16, use_fast_accum=True,
-        )  # fmt: skip
-
-    values, scales = dispatch_quantized(x, grouping, topk_ids, gate_up.shape[0])
-    return product(*silu_mul_quantize(product(values, scales, gate_up)), down)
+        out = torch._grouped_mm(made, down.transpose(1, 2), offs=ends)
+    return _combine(out, grouping.places, topk_weights, topk_ids, num_experts)
 
 
 def _combine(

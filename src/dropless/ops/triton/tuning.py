@@ -17,7 +17,7 @@ from triton.runtime.errors import OutOfResources
 from dropless.ops.fp8 import Fp8Tensor, quantize_channels
 from dropless.ops.triton.grouping import group_pairs
 from dropless.ops.triton.linear import MAX_TILE_TOKENS, linear_by_library, linear_by_tiles
-from dropless.ops.triton.moe import CUTLASS_TOKENS, down_by_tiles, gate_up_by_tiles
+from dropless.ops.triton.moe import TILED_TOKENS, down_by_tiles, gate_up_by_tiles
 from dropless.ops.triton.tiles import (
     SIZES,
     Measured,
@@ -91,7 +91,7 @@ def tune(
 
 
 def _sizes(op: str) -> tuple[int, ...]:
-    largest = MAX_TILE_TOKENS if op == "linear" else CUTLASS_TOKENS * _TOP_K
+    largest = MAX_TILE_TOKENS if op == "linear" else TILED_TOKENS * _TOP_K
     return tuple(size for size in SIZES if size <= largest)
 
 
