@@ -16,7 +16,6 @@ from dropless.ops.triton.fp8 import factors, is_aligned, parts, scale_of, to_fp8
 from dropless.ops.triton.launch import after_previous, arrives_last, counters, early_launch
 from dropless.ops.triton.tiles import Tile, fixed_tile, tile_for
 
-_VECTOR_TOKENS = 2  # up to here without matrix units
 MAX_TILE_TOKENS = 256
 _VECTOR_BYTES = 1 << 15  # of a weight, which a program holds at once
 _VECTOR_INPUTS = 1 << 15  # of one output, beyond which its registers do not suffice
@@ -25,28 +24,27 @@ _VECTOR_INPUTS = 1 << 15  # of one output, beyond which its registers do not suf
 @triton.jit
 def _vector_kernel(
     x_ptr, weight_ptr, scales_ptr, bias_ptr, out_ptr, size, num_outputs,
-    TOKENS: tl.constexpr, SIZE: tl.constexpr, COLUMNS: tl.constexpr, SCALED: tl.constexpr,
-    HAS_BIAS: tl.constexpr, EARLY: tl.constexpr,
+    SIZE: tl.constexpr, COLUMNS: tl.constexpr, SCALED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
-    """COLUMNS outputs of each of TOKENS tokens. The weights are on their way before the kernel that
-    makes x has ended."""
+    """COLUMNS outputs of one token. The weights are on their way before the kernel that makes x has
+    ended."""
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     depth = tl.arange(0, SIZE)
     inside = columns < num_outputs
     there = inside[:, None] & (depth[None, :] < size)
     w = tl.load(weight_ptr + columns[:, None].to(tl.int64) * size + depth[None, :], there, 0.0)
     after_previous(EARLY)
-    for token in tl.static_range(TOKENS):
-        x = tl.load(x_ptr + token * size + depth, depth < size, 0.0)
-        if SCALED:
-            scale = scale_of(x, 0)
-            x = to_fp8(x, scale)
-        out = tl.sum(w.to(tl.float32) * x.to(tl.float32)[None, :], 1)
-        if SCALED:
-            out *= tl.load(scales_ptr + columns, inside, 0.0) * scale
-        if HAS_BIAS:
-            out += tl.load(bias_ptr + columns, inside, 0.0).to(tl.float32)
-        tl.store(out_ptr + token * num_outputs + columns, out, inside)
+    x = tl.load(x_ptr + depth, depth < size, 0.0)
+    if SCALED:
+        scale = scale_of(x, 0)
+        x = to_fp8(x, scale)
+    out = tl.sum(w.to(tl.float32) * x.to(tl.float32)[None, :], 1)
+    if SCALED:
+        out *= tl.load(scales_ptr + columns, inside, 0.0) * scale
+    if HAS_BIAS:
+        out += tl.load(bias_ptr + columns, inside, 0.0).to(tl.float32)
+    tl.store(out_ptr + columns, out, inside)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -100,8 +98,8 @@ def linear_cuda(x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None = Non
     if x.dtype == torch.float32 and isinstance(weight, Tensor):
         return F.linear(x, weight, bias)
     x = x.contiguous()
-    if len(x) <= _VECTOR_TOKENS and weight.shape[1] <= _VECTOR_INPUTS:
-        return linear_by_vectors(x, weight, bias)
+    if len(x) == 1 and weight.shape[1] <= _VECTOR_INPUTS:
+        return linear_by_vector(x, weight, bias)
     tile = None
     if len(x) <= MAX_TILE_TOKENS:
         tile = tile_for("linear", weight, len(x))
@@ -129,16 +127,17 @@ def linear_by_library(x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None
     )  # fmt: skip
 
 
-def linear_by_vectors(x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None) -> Tensor:
-    """`linear` without matrix units: for one or two tokens."""
+def linear_by_vector(x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None) -> Tensor:
+    """`linear` of one token, without matrix units. (Two in one program: measured, no faster than
+    tiles where rows are not of 8192.)"""
     num_outputs, size = weight.shape
-    out = x.new_empty(len(x), num_outputs)
+    out = x.new_empty(1, num_outputs)
     padded = int(triton.next_power_of_2(size))
     values, scales = parts(weight)
     columns = max(1, _VECTOR_BYTES // (padded * values.element_size()))
     _vector_kernel[(triton.cdiv(num_outputs, columns),)](
         x, values, scales, x if bias is None else bias, out, size, num_outputs,
-        TOKENS=len(x), SIZE=padded, COLUMNS=columns, SCALED=isinstance(weight, Fp8Tensor),
+        SIZE=padded, COLUMNS=columns, SCALED=isinstance(weight, Fp8Tensor),
         HAS_BIAS=bias is not None, num_warps=8, **early_launch(x),
     )  # fmt: skip
     return out
