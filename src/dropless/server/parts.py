@@ -20,6 +20,7 @@ from dropless.server.identity.gatekeeper import Gatekeeper
 from dropless.server.inference_rows import InferenceRows
 from dropless.server.inference_table import InferenceTables
 from dropless.server.live_numbers import LiveNumbers
+from dropless.server.quotas.exchange import QuotaExchange
 from dropless.server.quotas.quotas import Quotas
 from dropless.server.telemetry.metrics import Metrics
 from dropless.server.telemetry.traces import Traces
@@ -62,11 +63,13 @@ class Parts:
             observers.append(self.metrics.calls)
         if self.traces is not None:
             observers.append(self.traces)
+        quotas = Quotas()
+        self.exchange = QuotaExchange(quotas, lambda: self.gatekeeper.database, self._is_limited)
         self.gateway = Gateway(
             self.registry,
             self.settings.limits,
             observers=observers,
-            quotas=Quotas(),
+            quotas=quotas,
             guardrails=Guardrails(self.registry.encoder),
             owner_of=lambda principal: self.gatekeeper.secret.cache_owner(principal),
             sharing=configuration.sharing,
@@ -76,6 +79,7 @@ class Parts:
     async def open(self) -> AsyncGenerator[None, None]:
         """While requests are taken. At the end the models are stopped."""
         await self.gatekeeper.start()
+        await self.exchange.start()
         watching = [
             asyncio.create_task(self.numbers.watch(self._clients)),
             asyncio.create_task(self.experts.watch(self._clients)),
@@ -87,11 +91,15 @@ class Parts:
                 task.cancel()
             await self.manager.stop()
             await self.registry.stop()
+            await self.exchange.close()
             await self.rows.close()
             await asyncio.to_thread(self.tables.close, _TABLES_S)
             if self.traces is not None:
                 await asyncio.to_thread(self.traces.close)
             await self.gatekeeper.close()
+
+    def _is_limited(self) -> bool:
+        return any(endpoint.rate_limits for endpoint in self.registry.list())
 
     def _clients(self) -> list[AsyncEngineClient]:
         return [engine.client for engine in self.registry.engines.engines]

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from dropless.errors import AuthenticationError, TokenStoreError
 from dropless.server.identity.accounts import now_ms
+from dropless.server.identity.database import Database
 from dropless.server.identity.principal import Principal
 from dropless.server.identity.revision import RevisionWatch
 from dropless.server.identity.store import IdentityStore
@@ -35,6 +36,10 @@ class Authenticator:
         self._revision = -1
         self._known: dict[str, KnownToken] = {}  # by token id; all of self._revision
         self._used_at: dict[str, int] = {}  # by token id; not yet in the store
+
+    @property
+    def database(self) -> Database:
+        return self._store.database
 
     async def token(self, text: str) -> Principal:
         """Raises AuthenticationError, TokenStoreError."""

@@ -18,6 +18,7 @@ from dropless.server.identity.settings import IdentitySettings, StoreLocation
 
 if TYPE_CHECKING:
     from dropless.server.identity.authenticator import Authenticator
+    from dropless.server.identity.database import Database
 
 
 def check_exposure(settings: IdentitySettings, data: Path, address: str) -> None:
@@ -58,6 +59,11 @@ class Gatekeeper:
     def closed(self) -> bool:
         """Whether a token is asked for."""
         return self._authenticator is not None or self._location.exists()
+
+    @property
+    def database(self) -> Database | None:
+        """Of users and tokens, once it was opened."""
+        return None if self._authenticator is None else self._authenticator.database
 
     @property
     def local(self) -> bool:

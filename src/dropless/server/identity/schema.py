@@ -1,4 +1,4 @@
-"""The tables of users, groups, grants and tokens."""
+"""The tables of users, groups, grants and tokens, and of what servers took of rate limits."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     ForeignKey,
+    Index,
     Integer,
     LargeBinary,
     String,
+    Text,
     UniqueConstraint,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -104,3 +106,28 @@ class GrantRow(Base):
     token_id: Mapped[str | None] = mapped_column(ForeignKey("tokens.token_id", ondelete="CASCADE"))
     endpoint: Mapped[str] = mapped_column(String(NAME_CHARS))
     permission: Mapped[str] = mapped_column(String(20))
+
+
+class QuotaServerRow(Base):
+    """A server that counts rate limits, and the last batch of slots that it has written."""
+
+    __tablename__ = "quota_servers"
+
+    server: Mapped[str] = mapped_column(String(32), primary_key=True)
+    batch: Mapped[int]
+    written_at: Mapped[int]
+
+
+class QuotaSlotRow(Base):
+    """What a server took of a rate limit's window within a short time. It counts until `ends_at`,
+    and is deleted then."""
+
+    __tablename__ = "quota_slots"
+    __table_args__ = (Index("quota_slots_by_batch", "server", "batch"),)
+
+    server: Mapped[str] = mapped_column(String(32), primary_key=True)
+    slot: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    window_key: Mapped[str] = mapped_column(Text)
+    amount: Mapped[int]
+    ends_at: Mapped[int] = mapped_column(index=True)
+    batch: Mapped[int]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from dropless.errors import InvalidRequestError, RateLimitError
 from dropless.server.identity.principal import Principal
-from dropless.server.quotas.rate_limit import Meter, RateLimit
+from dropless.server.quotas.rate_limit import RateLimit
+from dropless.server.quotas.tally import Slot, Tally, WindowKey
 from dropless.server.quotas.window import Entry, Window
 
 _NS = 1_000_000_000
@@ -32,16 +33,6 @@ class Limited(Protocol):
     def rate_limits(self) -> Sequence[RateLimit]: ...
 
 
-class WindowKey(NamedTuple):
-    """Whose window it is: `key` as in RateLimit, and which one. It does not say the limit, so that
-    a new configuration does not forget what was taken."""
-
-    endpoint: str
-    key: str
-    name: str
-    meter: Meter
-
-
 _Limits = dict[WindowKey, int]
 
 
@@ -53,6 +44,8 @@ class Reservation:
     output_tokens: int
     headers: Mapping[str, str]
     _taken: list[tuple[Window, Entry]] = field(default_factory=list)
+    _slots: list[Slot] = field(default_factory=list)
+    _tally: Tally | None = None
     _clock: Callable[[], int] = time.monotonic_ns
     _settled: bool = False
 
@@ -63,14 +56,30 @@ class Reservation:
             return
         self._settled = True
         now = self._clock()
+        left = self.output_tokens - output_tokens
         for window, entry in self._taken:
-            window.give_back(now, entry, self.output_tokens - output_tokens)
+            window.give_back(now, entry, left)
+        if self._tally is not None:
+            for slot in self._slots:
+                self._tally.give_back(now, slot, left)
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What another server has taken of a window, as `Window.hear` wants it."""
+
+    source: tuple[str, int]  # the server and the number of its slot
+    key: WindowKey
+    end: int
+    amount: int
 
 
 class Quotas:
-    """Counts in this process. `clock` gives nanoseconds that never go back."""
+    """Counts in this process. `clock` gives nanoseconds that never go back. With a `tally`, it
+    keeps what other servers are to be told; `hear` takes up what they tell."""
 
     def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        self.tally: Tally | None = None
         self._clock = clock
         self._windows: dict[WindowKey, Window] = {}
         self._sweep_at = _SWEEP_FROM
@@ -115,6 +124,12 @@ class Quotas:
             retry_after_s=wait / _NS,
         )
 
+    def hear(self, told: Iterable[Heard]) -> None:
+        """Other servers have taken this, or changed what they took."""
+        now = self._clock()
+        for heard in told:
+            self._window(heard.key).hear(now, heard.source, heard.end, heard.amount)
+
     def usage(self, principal: Principal, endpoint: Limited) -> list[dict[str, Any]]:
         """Each limit that the principal is under, with what is taken of it now. Of several groups'
         limits, those of one group suffice to be let in."""
@@ -138,12 +153,17 @@ class Quotas:
     def _take(
         self, now: int, limits: _Limits, needs: list[tuple[WindowKey, int]], output_tokens: int
     ) -> Reservation:
-        taken = []
+        taken, slots = [], []
         for key, need in needs:
             entry = self._window(key).take(now, need)
             if key.meter.counts_output:
                 taken.append((self._window(key), entry))
-        return Reservation(output_tokens, self._headers(now, limits), taken, self._clock)
+            if self.tally is not None:
+                slot = self.tally.take(now, key, need)
+                if key.meter.counts_output:
+                    slots.append(slot)
+        headers = self._headers(now, limits)
+        return Reservation(output_tokens, headers, taken, slots, self.tally, self._clock)
 
     def _headers(self, now: int, limits: _Limits) -> dict[str, str]:
         """Of queries and of tokens, the limit of which least is left."""
