@@ -85,7 +85,7 @@ class Ledger:
         others = select(QuotaServerRow.server, QuotaServerRow.batch).where(
             QuotaServerRow.server != self._server
         )
-        servers = dict(connection.execute(others).tuples().all())
+        servers = {row.server: row.batch for row in connection.execute(others)}
         heard = []
         for server, batch in servers.items():
             seen = self._seen.get(server, 0)
