@@ -36,6 +36,15 @@ def resolve(spec: str, progress: Progress = silent, *, allow_shapes: bool = Fals
     raise ModelNotFoundError(_not_found(spec, allow_shapes))
 
 
+def is_published(spec: str, *, allow_shapes: bool = False) -> bool:
+    """Whether `resolve` takes this for a name that is known everywhere, and not for a path."""
+    if os.path.exists(os.path.expanduser(spec)):
+        return False
+    if spec in catalogue() or (allow_shapes and spec in shapes()):
+        return True
+    return is_hub_id(spec) and not spec.endswith(".gguf")
+
+
 def _not_found(spec: str, allow_shapes: bool) -> str:
     """What the name is not, which names are close, and where to find all."""
     names = [*catalogue(), *(shapes() if allow_shapes else ())]

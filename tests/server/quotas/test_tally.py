@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from dropless.errors import RateLimitError
 from dropless.server.identity.principal import Principal
@@ -54,6 +54,7 @@ class ServersMachine(RuleBasedStateMachine):
         self.endpoint = Endpoint((RateLimit(key="user", otpm=LIMIT),))
         self.calls: list[Call] = []
         self.running: list[Call] = []
+        self.longest_wait_s = 0.0
 
     def new_server(self) -> Server:
         self.made += 1
@@ -72,7 +73,7 @@ class ServersMachine(RuleBasedStateMachine):
         try:
             reservation = at_once(server.quotas.admit(WHO, self.endpoint, 1, output))
         except RateLimitError as error:
-            assert 0 < error.retry_after_s <= (SPAN + 2 * SLOT) / NS
+            self.longest_wait_s = max(self.longest_wait_s, error.retry_after_s)
             return
         self.calls.append(Call(server, self.now, output, reservation, {server}))
         self.running.append(self.calls[-1])
@@ -120,6 +121,10 @@ class ServersMachine(RuleBasedStateMachine):
             [use] = self.servers[number].quotas.usage(WHO, self.endpoint)
             # A slot counts to its end, and a window's own grain is a 600th of it.
             assert self.taken(SPAN) <= use["current"] <= self.taken(SPAN + SLOT + SPAN // 600)
+
+    @invariant()
+    def no_refusal_lasts(self) -> None:
+        assert self.longest_wait_s <= (SPAN + 2 * SLOT) / NS
 
     @rule(number=st.integers(0, 2))
     def one_is_restarted(self, number: int) -> None:

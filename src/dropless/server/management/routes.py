@@ -23,6 +23,7 @@ from dropless.server.management.bodies import (
     with_gateway,
 )
 from dropless.server.management.documents import endpoint_document, gateway_document
+from dropless.server.management.local_models import check_local_models
 from dropless.server.openapi.document import openapi_of_endpoint
 from dropless.server.routes import json_response
 
@@ -34,7 +35,8 @@ _ENDPOINT = _ENDPOINTS + "/{name:path}"
 
 
 class Management:
-    """Reading needs CAN_VIEW on the endpoint, changing CAN_MANAGE, reloading an administrator."""
+    """Reading needs CAN_VIEW on the endpoint, changing CAN_MANAGE, reloading an administrator, and
+    so does serving from the server's disk."""
 
     def __init__(self, gateway: Gateway, manager: EndpointManager) -> None:
         self._gateway = gateway
@@ -69,14 +71,18 @@ class Management:
     async def create(self, request: Request) -> Response:
         body = await self._read(request, CreateBody)
         principal = self._principal(request, body.name, "CAN_MANAGE")
-        await self._manager.create(created(body))
+        settings = created(body)
+        check_local_models(principal, settings)
+        await self._manager.create(settings)
         return json_response(self._document(principal, body.name))
 
     async def put_config(self, request: Request, name: str) -> Response:
         principal = self._principal(request, name, "CAN_MANAGE")
         body = await self._read(request, ConfigBody)
         old = self._gateway.endpoint(principal, name, "CAN_MANAGE").settings
-        await self._manager.update(with_config(old, body))
+        new = with_config(old, body)
+        check_local_models(principal, new, old)
+        await self._manager.update(new)
         return json_response(self._document(principal, name))
 
     async def put_gateway(self, request: Request, name: str) -> Response:
