@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from typing import get_args
 
 from fastapi import FastAPI
 from pydantic import ValidationError
@@ -18,7 +19,9 @@ from dropless.server.errors import error_response
 from dropless.server.gateway import Gateway
 from dropless.server.health import health_of
 from dropless.server.identity.api import IdentityApi
+from dropless.server.identity.directory import GroupsApi, PrincipalsApi
 from dropless.server.identity.middleware import Identity
+from dropless.server.identity.principal import PrincipalKind
 from dropless.server.inference_table import InferenceTables
 from dropless.server.management.routes import Management
 from dropless.server.openapi.document import server_document
@@ -57,6 +60,9 @@ def create_app(parts: Parts) -> FastAPI:
         app.include_router(metrics_routes(gateway, parts.metrics))
     app.include_router(Management(gateway, parts.manager).router())
     app.include_router(IdentityApi(gatekeeper, settings.limits).router())
+    for kind in get_args(PrincipalKind):
+        app.include_router(PrincipalsApi(gatekeeper, settings.limits, kind).router())
+    app.include_router(GroupsApi(gatekeeper, settings.limits).router())
     states = partial(endpoint_states, parts.registry)
     experts = partial(served_experts, parts.registry, parts.experts)
     app.include_router(Dashboard(parts.numbers, states, experts, parts.rows).router())

@@ -212,6 +212,17 @@ def test_names_that_cannot_be(store: IdentityStore, name: str) -> None:
         store.accounts.create_group(name)
 
 
+def test_texts_that_a_database_cannot_hold_are_the_askers_fault(store: IdentityStore) -> None:
+    store.accounts.create("alice")
+    for name in ("a\x00b", "x" * 100_000):
+        with pytest.raises((ResourceNotFoundError, InvalidRequestError)):
+            store.accounts.get(name)
+    if store.database.engine.dialect.name == "postgresql":
+        for endpoint in ("a\x00b", "x" * 300):
+            with pytest.raises(InvalidRequestError, match="cannot be stored"):
+                store.accounts.grant(ALICE, [Grant("CAN_VIEW", endpoint)])
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"lifetime_s": 0}, {"lifetime_s": 10**12}, {"comment": "a\nb"}, {"comment": "x" * 501}],

@@ -17,6 +17,7 @@ from dropless.server.identity.principal import (
     ALL_ENDPOINTS,
     Grant,
     Holder,
+    MemberChange,
     Permission,
     PrincipalKind,
     check_name,
@@ -94,14 +95,23 @@ class Accounts:
         with self._database.reading() as session:
             return _account(session, principal_row(session, name))
 
-    def create_group(self, name: str, grants: Iterable[Grant] = ()) -> None:
-        """Raises InvalidRequestError for a name that cannot be one, ConflictError."""
+    def create_group(
+        self, name: str, grants: Iterable[Grant] = (), members: Iterable[str] = ()
+    ) -> None:
+        """Raises:
+        InvalidRequestError: for a name that cannot be one.
+        ConflictError: the name is taken.
+        ResourceNotFoundError: there is no such member.
+        """
         check_name(name)
         try:
             with self._database.changing() as session:
                 session.add(GroupRow(name=name, created_at=now_ms()))
                 session.flush()
                 _set_grants(session, Holder("group", name), grants)
+                for member in dict.fromkeys(members):
+                    principal_row(session, member)
+                    session.add(MembershipRow(group_name=name, principal_name=member))
         except IntegrityError:
             raise ConflictError(f"the group {name!r} exists already") from None
 
@@ -115,21 +125,33 @@ class Accounts:
             rows = session.scalars(select(GroupRow).order_by(GroupRow.name)).all()
             return [_group(session, row) for row in rows]
 
+    def group(self, name: str) -> Group:
+        """Raises ResourceNotFoundError."""
+        with self._database.reading() as session:
+            return _group(session, _group_row(session, name))
+
     def add_member(self, group: str, name: str) -> None:
         """Raises ResourceNotFoundError."""
-        with self._database.changing() as session:
-            _group_row(session, group)
-            principal_row(session, name)
-            session.merge(MembershipRow(group_name=group, principal_name=name))
+        self.change_members(group, [("add", name)])
 
     def remove_member(self, group: str, name: str) -> None:
         """Raises ResourceNotFoundError: no such group, or not in it."""
+        self.change_members(group, [("remove", name)])
+
+    def change_members(self, group: str, changes: Iterable[tuple[MemberChange, str]]) -> None:
+        """One after the other, and all or none. Raises ResourceNotFoundError."""
         with self._database.changing() as session:
             _group_row(session, group)
-            membership = session.get(MembershipRow, (group, name))
-            if membership is None:
-                raise ResourceNotFoundError(f"{name!r} is not in the group {group!r}")
-            session.delete(membership)
+            for change, name in changes:
+                if change == "add":
+                    principal_row(session, name)
+                    session.merge(MembershipRow(group_name=group, principal_name=name))
+                    continue
+                membership = session.get(MembershipRow, (group, name))
+                if membership is None:
+                    raise ResourceNotFoundError(f"{name!r} is not in the group {group!r}")
+                session.delete(membership)
+                session.flush()
 
     def grant(self, holder: Holder, grants: Iterable[Grant]) -> None:
         """Give these; each takes the place of the one that the holder has on its endpoint.

@@ -80,7 +80,7 @@ class IdentityApi:
         return await self._create(request, body, body.application_id)
 
     async def _create(self, request: Request, body: CreateTokenBody, owner: str | None) -> Response:
-        caller = _admin(request)
+        caller = admin_of(request)
         authenticator = await self._gatekeeper.authenticator()
         token, info = await authenticator.ask(
             lambda store: store.tokens.create(
@@ -91,13 +91,13 @@ class IdentityApi:
                 scopes=body.grants(),
             )
         )
-        return _json({"token_value": token.value, "token_info": _token(info)})
+        return fresh_json({"token_value": token.value, "token_info": _token(info)})
 
     async def own_tokens(self, request: Request) -> Response:
         caller = _caller(request)
         authenticator = await self._gatekeeper.authenticator()
         infos = await authenticator.ask(lambda store: store.tokens.list(caller.name))
-        return _json({"token_infos": [_token(info) for info in infos]})
+        return fresh_json({"token_infos": [_token(info) for info in infos]})
 
     async def delete_token(self, request: Request) -> Response:
         body = await self._read(request, DeleteTokenBody)
@@ -105,29 +105,29 @@ class IdentityApi:
         owner = None if caller.is_admin else caller.name
         authenticator = await self._gatekeeper.authenticator()
         await authenticator.ask(lambda store: store.tokens.revoke(body.token_id, owner))
-        return _json({})
+        return fresh_json({})
 
     async def all_tokens(
         self, request: Request, created_by_username: str | None = None
     ) -> Response:
-        _admin(request)
+        admin_of(request)
         authenticator = await self._gatekeeper.authenticator()
         infos = await authenticator.ask(lambda store: store.tokens.list())
         if created_by_username is not None:
             infos = tuple(info for info in infos if info.created_by == created_by_username)
-        return _json({"token_infos": [_managed_token(info) for info in infos]})
+        return fresh_json({"token_infos": [_managed_token(info) for info in infos]})
 
     async def one_token(self, request: Request, token_id: str) -> Response:
-        _admin(request)
+        admin_of(request)
         authenticator = await self._gatekeeper.authenticator()
         info = await authenticator.ask(lambda store: store.tokens.get(token_id))
-        return _json({"token_info": _managed_token(info)})
+        return fresh_json({"token_info": _managed_token(info)})
 
     async def delete_one_token(self, request: Request, token_id: str) -> Response:
-        _admin(request)
+        admin_of(request)
         authenticator = await self._gatekeeper.authenticator()
         await authenticator.ask(lambda store: store.tokens.revoke(token_id))
-        return _json({})
+        return fresh_json({})
 
     async def permission_levels(self, request: Request, name: str) -> Response:
         _manager(request, name)
@@ -135,7 +135,7 @@ class IdentityApi:
             {"permission_level": level, "description": _ABOUT[level]}
             for level in get_args(Permission)
         ]
-        return _json({"permission_levels": levels})
+        return fresh_json({"permission_levels": levels})
 
     async def permissions(self, request: Request, name: str) -> Response:
         _manager(request, name)
@@ -168,7 +168,7 @@ class IdentityApi:
                 holder, {_holder_field(kind): holder.name, "all_permissions": []}
             )
             entry["all_permissions"].append(_permission(grant, name))
-        return _json(
+        return fresh_json(
             {
                 "object_id": f"/serving-endpoints/{name}",
                 "object_type": "serving-endpoint",
@@ -182,16 +182,16 @@ class IdentityApi:
         await self._gatekeeper.authenticator()
         if "authorization" not in request.headers or caller.token_id is None:
             raise AuthenticationError("send the token to log in with as `Authorization: Bearer`")
-        response = _json(self._session(caller))
+        response = fresh_json(self._session(caller))
         secret = self._gatekeeper.secret
         self._set_cookie(request, response, secret.seal_session(caller.token_id, time.time()))
         return response
 
     async def who_am_i(self, request: Request) -> Response:
-        return _json(self._session(_caller(request)))
+        return fresh_json(self._session(_caller(request)))
 
     async def log_out(self, request: Request) -> Response:
-        response = _json({})
+        response = fresh_json({})
         self._set_cookie(request, response, "")
         return response
 
@@ -226,7 +226,8 @@ def _caller(request: Request) -> Principal:
     return principal
 
 
-def _admin(request: Request) -> Principal:
+def admin_of(request: Request) -> Principal:
+    """Who asks. Raises PermissionDeniedError: no administrator."""
     caller = _caller(request)
     if not caller.is_admin:
         raise PermissionDeniedError(f"{caller.name} needs CAN_MANAGE on all endpoints for this")
@@ -271,7 +272,7 @@ def _permission(grant: Grant, endpoint: str) -> dict[str, Any]:
     return found
 
 
-def _json(value: dict[str, Any]) -> Response:
+def fresh_json(value: dict[str, Any]) -> Response:
     """Nobody keeps it: some of these answers are secrets."""
     return Response(
         msgspec.json.encode(value),

@@ -13,12 +13,18 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Engine, create_engine, event, select, text, update
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from dropless.errors import SettingsError, TokenStoreError
+from dropless.errors import InvalidRequestError, SettingsError, TokenStoreError
 from dropless.server.identity.schema import VERSION, Base, StoreState
 
 PATIENCE_S = 5  # with a connection, a statement, another writer of a SQLite file
@@ -69,11 +75,18 @@ class Database:
 
     @contextmanager
     def answers(self) -> Iterator[None]:
-        """Turns what a database says when it fails into an error of ours."""
+        """Turns what a database says when it fails into an error of ours.
+
+        Raises InvalidRequestError, TokenStoreError.
+        """
         try:
             yield
         except IntegrityError:
             raise
+        except DataError as error:  # PostgreSQL stores no NUL, and nothing too long for its column
+            raise InvalidRequestError(
+                f"a name or another text cannot be stored: {_first_line(error.orig)}"
+            ) from error
         except (DBAPIError, PoolTimeoutError) as error:
             cause = error.orig if isinstance(error, DBAPIError) else error
             raise self.failure(cause) from error

@@ -10,6 +10,7 @@ from dropless.errors import InvalidRequestError
 
 Permission = Literal["CAN_VIEW", "CAN_QUERY", "CAN_MANAGE"]
 PrincipalKind = Literal["user", "service_principal"]
+MemberChange = Literal["add", "remove"]  # of a group's member
 
 # A higher permission includes the lower ones.
 _RANKS: dict[Permission, int] = {"CAN_VIEW": 0, "CAN_QUERY": 1, "CAN_MANAGE": 2}

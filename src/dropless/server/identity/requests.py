@@ -18,17 +18,20 @@ def _grant(text: str) -> str:
         raise PydanticCustomError("grant", "{why}", {"why": str(error)}) from error
 
 
-class _Body(BaseModel):
+GrantText = Annotated[str, AfterValidator(_grant)]
+
+
+class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class CreateTokenBody(_Body):
+class CreateTokenBody(Body):
     """`scopes` narrow the token to grants, for example `CAN_QUERY:dbrx`. `user_name` is ours: whose
     token it is, if not the caller's."""
 
     comment: str = ""
     lifetime_seconds: int | None = None
-    scopes: tuple[Annotated[str, AfterValidator(_grant)], ...] = ()
+    scopes: tuple[GrantText, ...] = ()
     user_name: str | None = None
 
     def grants(self) -> list[Grant]:
@@ -41,11 +44,11 @@ class OnBehalfOfBody(CreateTokenBody):
     application_id: str
 
 
-class DeleteTokenBody(_Body):
+class DeleteTokenBody(Body):
     token_id: str
 
 
-class AccessControl(_Body):
+class AccessControl(Body):
     """One line of an access control list: who, and what they may do."""
 
     user_name: str | None = None
@@ -69,7 +72,7 @@ class AccessControl(_Body):
         return Holder("principal", self.user_name or self.service_principal_name or "")
 
 
-class PermissionsBody(_Body):
+class PermissionsBody(Body):
     access_control_list: tuple[AccessControl, ...] = ()
 
     def permissions(self) -> dict[Holder, Permission]:

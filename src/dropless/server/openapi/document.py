@@ -16,6 +16,12 @@ from dropless import __version__
 from dropless.server.configuration.endpoint_settings import EndpointSettings
 from dropless.server.embeddings.body import EmbeddingBody, NamedEmbeddingBody
 from dropless.server.errors import is_platform_path
+from dropless.server.identity.directory_bodies import (
+    GroupBody,
+    GroupPatchBody,
+    ServicePrincipalBody,
+    UserBody,
+)
 from dropless.server.identity.requests import (
     CreateTokenBody,
     DeleteTokenBody,
@@ -49,6 +55,10 @@ _OTHER_BODIES: tuple[type[BaseModel], ...] = (
     OnBehalfOfBody,
     DeleteTokenBody,
     PermissionsBody,
+    UserBody,
+    ServicePrincipalBody,
+    GroupBody,
+    GroupPatchBody,
 )
 
 
