@@ -119,8 +119,8 @@ class ServersMachine(RuleBasedStateMachine):
         for number in range(3):
             self.listen(number)
             [use] = self.servers[number].quotas.usage(WHO, self.endpoint)
-            # A slot counts to its end, and a window's own grain is a 600th of it.
-            assert self.taken(SPAN) <= use["current"] <= self.taken(SPAN + SLOT + SPAN // 600)
+            # A slot counts to its end and an interval more.
+            assert self.taken(SPAN) <= use["current"] <= self.taken(SPAN + 2 * SLOT)
 
     @invariant()
     def no_refusal_lasts(self) -> None:

@@ -10,7 +10,8 @@ from dropless.server.quotas.rate_limit import Meter
 
 _NS = 1_000_000_000
 INTERVAL_S = 0.5  # between two exchanges with the others
-_SLOTS = 120  # of a window: others are too strict by no more than this part of its span
+_INTERVAL = round(INTERVAL_S * _NS)
+_SLOTS = 120  # of a window
 
 
 class WindowKey(NamedTuple):
@@ -25,7 +26,8 @@ class WindowKey(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """What was taken of a window within a short time; others count all of it until `end`."""
+    """What was taken of a window within a short time. Others count all of it until `end`, an
+    interval longer than it counts here: they hear of it so much later."""
 
     number: int
     key: WindowKey
@@ -47,9 +49,9 @@ class Tally:
         slot = self._current.get(key)
         if slot is None or now >= slot.until:
             span = key.meter.span_s * _NS
-            until = now + max(span // _SLOTS, round(INTERVAL_S * _NS))
+            until = now + max(span // _SLOTS, _INTERVAL)
             self._number += 1
-            slot = self._current[key] = Slot(self._number, key, until, until + span)
+            slot = self._current[key] = Slot(self._number, key, until, until + span + _INTERVAL)
         slot.amount += amount
         self._changed[slot.number] = slot
         return slot
