@@ -63,7 +63,7 @@ class ServersMachine(RuleBasedStateMachine):
     def taken(self, span: int) -> int:
         return sum(call.amount for call in self.calls if call.at + span > self.now)
 
-    @rule(ms=st.one_of(st.integers(0, 700), st.integers(0, 70_000)))
+    @rule(ms=st.one_of(st.integers(0, 700), st.sampled_from([5_000, 30_000, 59_900, 61_500])))
     def time_passes(self, ms: int) -> None:
         self.now += ms * 1_000_000
 
@@ -138,4 +138,20 @@ class ServersMachine(RuleBasedStateMachine):
 
 
 TestServers = ServersMachine.TestCase
-TestServers.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestServers.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_what_is_given_back_is_told_too() -> None:
+    machine = ServersMachine()
+    machine.ask(0, 80)
+    machine.all_know_everything()
+    [call] = machine.running
+    call.amount = 10
+    call.reservation.settle(10)
+    machine.all_know_everything()
+    machine.ask(1, 90)
+    assert [call.amount for call in machine.calls] == [10, 90]
+    machine.ask(2, 1)
+    machine.all_know_everything()
+    machine.ask(2, 1)
+    assert len(machine.calls) == 3, "two asked at once, and then there was no room"
