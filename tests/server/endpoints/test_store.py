@@ -26,6 +26,15 @@ def test_what_is_kept_is_found_again(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["endpoints.json"]
 
 
+def test_two_servers_with_one_file_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "endpoints.json"
+    one, two = EndpointStore(path), EndpointStore(path)
+    one.keep({"a": endpoint("a"), "b": endpoint("b")})
+    two.keep({"c": endpoint("c")})
+    one.keep({"a": None})
+    assert EndpointStore(path).endpoints == {"b": endpoint("b"), "c": endpoint("c")}
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"endpoints": [{"name": "a"}]}', "\xff"])
 def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
     path = tmp_path / "endpoints.json"
