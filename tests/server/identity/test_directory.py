@@ -207,3 +207,25 @@ def test_it_is_an_administrators(door: Door, who: People) -> None:
                 response = door.ask(method, f"{SCIM}/{path}", token)
                 assert (response.status_code, "CAN_MANAGE" in response.text) == (403, True)
             assert door.ask(method, f"{SCIM}/{path}").status_code == 401
+
+
+def test_the_platforms_own_client(door: Door, who: People) -> None:
+    sdk = pytest.importorskip("databricks.sdk")
+    iam, errors = sdk.service.iam, sdk.errors
+    client = sdk.WorkspaceClient(host=door.url, token=who.admin, auth_type="pat")
+    assert client.users.create(user_name="yan@example.com").id == "yan@example.com"
+    assert {"admin", "yan@example.com"} <= {user.user_name for user in client.users.list()}
+    [found] = client.users.list(filter='userName eq "yan@example.com"')
+    group = client.groups.create(display_name="crew", members=[iam.ComplexValue(value="bob")])
+    operations = [
+        iam.Patch(op=iam.PatchOp.ADD, value={"members": [{"value": found.id}]}),
+        iam.Patch(op=iam.PatchOp.REMOVE, path='members[value eq "bob"]'),
+    ]
+    client.groups.patch(id=group.id, operations=operations)
+    assert [each.value for each in client.groups.get(group.id).members] == ["yan@example.com"]
+    assert client.service_principals.create(display_name="job").application_id == "job"
+    client.service_principals.delete("job")
+    client.groups.delete("crew")
+    client.users.delete("yan@example.com")
+    with pytest.raises(errors.ResourceDoesNotExist):
+        client.users.get("yan@example.com")
