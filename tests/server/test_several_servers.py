@@ -18,7 +18,7 @@ from tests.server.identity.databases import DATABASES, empty_database
 from tests.server.server_process import ServerProcess, tiny_endpoint
 from tests.server.tiny_model import MODEL_ID
 
-LIMIT = 20  # requests in a minute
+LIMIT = 20  # requests in an hour
 RATE = 20.0  # requests in a second, at both servers together
 # Two intervals until another server knows, and what exchanges take on a busy machine.
 UNKNOWN_S = 1.5
@@ -52,12 +52,12 @@ class Pair:
         self.servers[1] = ServerProcess(self.folder, file=self.files[1])
 
     def taken(self, token: str) -> int:
-        """Requests of the last minute, as the second server knows it, with its model loaded or
+        """Requests of the last hour, as the second server knows it, with its model loaded or
         not."""
         url = f"{self.servers[1].url}/api/2.0/serving-endpoints/{MODEL_ID}/quota"
         limits = HTTP.get(url, headers={"Authorization": f"Bearer {token}"}).json()["limits"]
         found = {limit["limit_type"]: limit["current"] for limit in limits}
-        return int(found["queries_per_minute"])
+        return int(found["queries_per_hour"])
 
 
 @pytest.fixture(scope="module", params=DATABASES)
@@ -71,7 +71,7 @@ def pair(
         files = []
         for number in range(2):
             endpoint = tiny_endpoint(str(model_folder))
-            endpoint["rate_limits"] = [{"key": "user", "calls": LIMIT, "otpm": 10_000}]
+            endpoint["rate_limits"] = [{"key": "user", "qph": LIMIT, "otpm": 10_000}]
             data = folder / f"data-{number}"
             document = {
                 "data": str(data),
