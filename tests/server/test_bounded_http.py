@@ -19,6 +19,7 @@ from tests.server.server_process import ServerProcess
 from tests.server.tiny_model import MODEL_ID
 
 HEAD_S = 1.0
+KEPT_S = 2.5
 HEAD_BYTES = 4096
 GOOD = b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -26,6 +27,7 @@ GOOD = b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     limits = {"head_timeout_s": HEAD_S, "max_head_bytes": HEAD_BYTES, "body_timeout_s": 1.0}
+    limits["keep_alive_s"] = KEPT_S
     data: Path = tmp_path_factory.mktemp("data")
     with standing(data, limits=limits) as made:
         yield made
@@ -70,6 +72,18 @@ def test_a_head_that_comes_byte_by_byte(door: Door) -> None:
     assert status == 408
     assert "within 1 s" in str(error["message"])
     assert time.monotonic() - began < HEAD_S + 2
+
+
+def test_a_connection_rests_between_requests_for_a_while(door: Door) -> None:
+    with connected(door) as connection:
+        connection.sendall(GOOD)
+        assert next_status(connection) == 200
+        time.sleep(HEAD_S * 1.3)
+        connection.sendall(GOOD)
+        assert next_status(connection) == 200
+        answered = time.monotonic()
+        assert connection.recv(1) == b""
+        assert KEPT_S - 0.5 < time.monotonic() - answered < KEPT_S + 2
 
 
 def _readable(connection: socket.socket) -> list[socket.socket]:

@@ -54,6 +54,7 @@ class _BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.timeout_keep_alive = self.limits.keep_alive_s  # type: ignore[assignment]
         self._close_after(self.limits.head_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
