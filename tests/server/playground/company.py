@@ -52,6 +52,14 @@ class Company:
             time.sleep(0.1)
         return rows
 
+    def wait_for_experts(self) -> None:
+        """Until the server knows of the mixture's choices: it asks its engines every 2 s."""
+        deadline = time.monotonic() + ROWS_S
+        with self.client("root") as client:
+            while not client.get("/api/2.0/dashboard/expert-load").json()["served_entities"]:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+
 
 def write_mixture(tiny: Path, folder: Path, **shape: int) -> Path:
     """A model of DBRX's kind with the tokenizer of the tiny one, for generated weights."""
