@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+TOGETHER = 10  # prompts that share llama.cpp's steps: it reads the weights once for all of them
 
 
 @dataclass(frozen=True)
@@ -25,15 +28,15 @@ def llama_cpp_greedy(
 def llama_cpp_greedy_many(
     gguf_path: Path, prompts: list[list[int]], max_tokens: int, top: int = 20, threads: int = 2
 ) -> list[list[WitnessStep]]:
-    """The same for several prompts, one after another, on one loaded model."""
+    """The same for several prompts, on one loaded model."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = str(gguf_path)
     params.cpuparams.n_threads = threads
     params.cpuparams_batch.n_threads = threads
-    params.n_parallel = 1
-    params.n_ctx = max(len(prompt) for prompt in prompts) + max_tokens + 8
+    params.n_parallel = min(len(prompts), TOGETHER)
+    params.n_ctx = params.n_parallel * (max(map(len, prompts)) + max_tokens + 8)
     params.cache_prompt = False
     params.cache_ram_mib = 0
     params.verbosity = 0
@@ -41,7 +44,10 @@ def llama_cpp_greedy_many(
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(params)
-    return [_greedy(server, prompt, max_tokens, top) for prompt in prompts]
+    with ThreadPoolExecutor(params.n_parallel) as threads_of_callers:
+        return list(
+            threads_of_callers.map(lambda prompt: _greedy(server, prompt, max_tokens, top), prompts)
+        )
 
 
 def _greedy(server: Any, prompt: list[int], max_tokens: int, top: int) -> list[WitnessStep]:

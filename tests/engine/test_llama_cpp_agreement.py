@@ -3,7 +3,8 @@
 llama.cpp rounds activations to 8 bits where it multiplies with a block format. On a copy of the
 same numbers in float32 it does not, and there it must give our tokens and our log-probabilities;
 on the file itself it may part from us, but only where the candidates are nearly tied.
-`benchmarks/llama_cpp_agreement.py` records the figures, those of larger models' copies included.
+`benchmarks/llama_cpp_agreement.py` records the figures, of all prompts and those of larger models'
+copies included; here some of them do.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 EXACT = {"float32": 2e-3, "default": 2e-2}  # the most by which a log-probability may differ
 THREADS = 1  # llama.cpp's wait for one another in a loop: two on a busy machine take far longer
+TEXTS, CODES = TEXT_PROMPTS[::2], CODE_PROMPTS[::4]  # the coder is four times as large
+ALIKE = 0.8  # the least share of prompts that both continue alike to the end
 NEAR_TIE = 0.5  # rounding to 8 bits moves log-probabilities by up to 0.25 here
 
 Continuations = list[list[TokenLogprob]]
@@ -72,27 +75,27 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="module")
 def as_it_comes(smollm2: Path) -> Witness:
-    return llama_cpp_greedy_many(smollm2, encode(smollm2, TEXT_PROMPTS), MAX_TOKENS, TOP, THREADS)
+    return llama_cpp_greedy_many(smollm2, encode(smollm2, TEXTS), MAX_TOKENS, TOP, THREADS)
 
 
 @pytest.fixture(scope="module")
 def in_float32(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Witness:
     copy = tmp_path_factory.mktemp("float32") / "copy.gguf"
     write_float32_gguf(smollm2, copy)
-    steps = llama_cpp_greedy_many(copy, encode(smollm2, TEXT_PROMPTS), MAX_TOKENS, TOP, THREADS)
+    steps = llama_cpp_greedy_many(copy, encode(smollm2, TEXTS), MAX_TOKENS, TOP, THREADS)
     copy.unlink()
     return steps
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_smollm2(form: str, smollm2: Path, as_it_comes: Witness, in_float32: Witness) -> None:
-    ours = greedy(smollm2, TEXT_PROMPTS, form)
-    exact = compare(TEXT_PROMPTS, ours, in_float32)
-    assert exact.agreed >= 16
+    ours = greedy(smollm2, TEXTS, form)
+    exact = compare(TEXTS, ours, in_float32)
+    assert exact.agreed >= ALIKE * len(TEXTS)
     assert exact.largest_distance < EXACT[form]
     for parting in exact.partings:
         assert parting.our_gap < 2 * EXACT[form], parting
-    check_near_ties(compare(TEXT_PROMPTS, ours, as_it_comes))
+    check_near_ties(compare(TEXTS, ours, as_it_comes))
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +105,11 @@ def coder() -> Path:
 
 @pytest.fixture(scope="module")
 def coder_as_it_comes(coder: Path) -> Witness:
-    return llama_cpp_greedy_many(coder, encode(coder, CODE_PROMPTS), MAX_TOKENS, TOP, THREADS)
+    return llama_cpp_greedy_many(coder, encode(coder, CODES), MAX_TOKENS, TOP, THREADS)
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_qwen_coder(form: str, coder: Path, coder_as_it_comes: Witness) -> None:
-    found = compare(CODE_PROMPTS, greedy(coder, CODE_PROMPTS, form), coder_as_it_comes)
-    assert found.agreed >= 16
+    found = compare(CODES, greedy(coder, CODES, form), coder_as_it_comes)
+    assert found.agreed >= ALIKE * len(CODES)
     check_near_ties(found)
