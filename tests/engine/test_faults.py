@@ -104,39 +104,21 @@ def test_a_killed_engine_is_noticed_replaced_and_serves_again(tiny_config: Engin
     run_with(tiny_config, scenario)
 
 
-def test_an_error_in_a_step_restarts_the_engine_with_the_reason(tiny_config: EngineConfig) -> None:
-    async def scenario(client: AsyncEngineClient) -> None:
-        bystander = asyncio.create_task(collect(client, make_request(450)))
-        await asyncio.sleep(0.05)
-        with pytest.raises(EngineDeadError, match="RuntimeError: a kernel failed"):
-            await collect(client, make_request(prompt=[builders.RAISE_TOKEN]))
-        with pytest.raises(EngineDeadError):
-            await bystander
-        await wait_for_health(client, lambda health: health.ok)
-        assert len(token_ids(await collect(client, make_request(5)))) == 5
-
-    run_with(tiny_config, scenario, builder=MISBEHAVING)
-
-
-def test_health_tells_of_a_step_that_hangs(
+def test_health_tells_of_steps_that_hang_processes_that_are_silent_and_errors_that_restart(
     tiny_config: EngineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "STEP_STALL_S", 0.3)
-
-    async def scenario(client: AsyncEngineClient) -> None:
+    async def a_step_that_hangs(client: AsyncEngineClient) -> None:
         task = asyncio.create_task(collect(client, make_request(prompt=[builders.SLEEP_TOKEN])))
         await asyncio.sleep(0.1)
         assert (await client.health()).ok, "a step is running, though not for long yet"
-        health = await wait_for_health(client, lambda health: not health.ok)
-        assert "a step has been running" in health.detail
-        await task
-        assert (await client.health()).ok
+        with monkeypatch.context() as patch:
+            patch.setattr(client_module, "STEP_STALL_S", 0.3)
+            health = await wait_for_health(client, lambda health: not health.ok)
+            assert "a step has been running" in health.detail
+            await task
+            assert (await client.health()).ok
 
-    run_with(tiny_config, scenario, builder=MISBEHAVING)
-
-
-def test_health_is_not_ok_while_the_process_does_not_answer(tiny_config: EngineConfig) -> None:
-    async def scenario(client: AsyncEngineClient) -> None:
+    async def a_process_that_does_not_answer(client: AsyncEngineClient) -> None:
         assert client.pid is not None
         suspend(client.pid)
         started = time.monotonic()
@@ -148,26 +130,37 @@ def test_health_is_not_ok_while_the_process_does_not_answer(tiny_config: EngineC
         await wait_for_health(client, lambda health: health.ok)
         assert client.restarts == 0
 
-    run_with(tiny_config, scenario)
+    async def an_error_in_a_step(client: AsyncEngineClient) -> None:
+        bystander = asyncio.create_task(collect(client, make_request(450)))
+        await asyncio.sleep(0.05)
+        with pytest.raises(EngineDeadError, match="RuntimeError: a kernel failed"):
+            await collect(client, make_request(prompt=[builders.RAISE_TOKEN]))
+        with pytest.raises(EngineDeadError):
+            await bystander
+        await wait_for_health(client, lambda health: health.ok)
+        assert len(token_ids(await collect(client, make_request(5)))) == 5
+
+    async def scenario(client: AsyncEngineClient) -> None:
+        """One process for all three, for it is what takes time."""
+        await a_step_that_hangs(client)
+        await a_process_that_does_not_answer(client)
+        await an_error_in_a_step(client)
+
+    run_with(tiny_config, scenario, builder=MISBEHAVING)
 
 
-def test_a_silent_engine_is_killed_and_replaced(
+def test_a_silent_engine_is_replaced_and_sigterm_ends_it_where_interrupts_do_not(
     tiny_config: EngineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(client: AsyncEngineClient) -> None:
-        monkeypatch.setattr("dropless.engine.transport.PING_INTERVAL_S", 0.05)
         assert client.pid is not None
-        suspend(client.pid)
-        health = await wait_for_health(client, lambda health: health.restarts == 1)
+        with monkeypatch.context() as patch:
+            patch.setattr("dropless.engine.transport.PING_INTERVAL_S", 0.05)
+            suspend(client.pid)
+            health = await wait_for_health(client, lambda health: health.restarts == 1)
         assert "60 pings unanswered" in health.detail
         await wait_for_health(client, lambda health: health.ok)
 
-    run_with(tiny_config, scenario)
-
-
-def test_interrupts_do_not_end_the_engine_but_sigterm_does(tiny_config: EngineConfig) -> None:
-    async def scenario(client: AsyncEngineClient) -> None:
-        assert client.pid is not None
         os.kill(client.pid, signal.SIGINT)
         assert len(token_ids(await collect(client, make_request(20)))) == 20
         os.kill(client.pid, signal.SIGTERM)

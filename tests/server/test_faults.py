@@ -7,8 +7,9 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,6 +23,30 @@ StartServer = Callable[..., ServerProcess]
 
 LONG = 1900
 ASKED: Any = {"model": MODEL_ID, "prompt": "hi", "max_tokens": LONG, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def impatient(model_folder: Path) -> Iterator[ServerProcess]:
+    """Waits for nobody who does not read or write."""
+    server = ServerProcess(model_folder, limits={"stalled_client_s": 1.0, "body_timeout_s": 0.3})
+    yield server.wait_until_ready()
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def narrow(model_folder: Path) -> Iterator[ServerProcess]:
+    """Has room for two requests."""
+    server = ServerProcess(model_folder, max_running_requests=1, max_waiting_requests=1)
+    yield server.wait_until_ready()
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def mortal(model_folder: Path) -> Iterator[ServerProcess]:
+    """Its engine is killed, and comes back."""
+    server = ServerProcess(model_folder)
+    yield server.wait_until_ready()
+    server.close()
 
 
 def post_raw(server: ServerProcess, body: dict[str, Any], **options: int) -> socket.socket:
@@ -52,8 +77,8 @@ def test_a_client_that_leaves_ends_its_work(server: ServerProcess, fields: dict[
     assert stats["kv_blocks_free"] == stats["kv_blocks_total"]
 
 
-def test_a_client_that_stops_reading_is_cut_off(start_server: StartServer) -> None:
-    server = start_server(limits={"stalled_client_s": 1.0}).wait_until_ready()
+def test_a_client_that_stops_reading_is_cut_off(impatient: ServerProcess) -> None:
+    server = impatient
     answers = 20
     body = {**ASKED, "n": answers, "logprobs": 20, "stream": True}
     connection = post_raw(server, body, SO_RCVBUF=4096)
@@ -67,9 +92,8 @@ def test_a_client_that_stops_reading_is_cut_off(start_server: StartServer) -> No
         read_to_end(connection)
 
 
-def test_a_body_that_never_ends_is_given_up(start_server: StartServer) -> None:
-    server = start_server(limits={"body_timeout_s": 0.3}).wait_until_ready()
-    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+def test_a_body_that_never_ends_is_given_up(impatient: ServerProcess) -> None:
+    with socket.create_connection(("127.0.0.1", impatient.port)) as connection:
         head = b"POST /v1/completions HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 100\r\n\r\n{"
         connection.sendall(head)
         connection.settimeout(5)
@@ -102,12 +126,10 @@ def test_a_thousand_connections_at_once(server: ServerProcess) -> None:
     server.wait_until_idle()
 
 
-def test_an_overloaded_server_says_when_to_come_back(start_server: StartServer) -> None:
-    server = start_server(max_running_requests=1, max_waiting_requests=1).wait_until_ready()
-
+def test_an_overloaded_server_says_when_to_come_back(narrow: ServerProcess) -> None:
     def post(_: int) -> httpx.Response:
         body = {**ASKED, "max_tokens": 300}
-        return httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+        return httpx.post(f"{narrow.url}/v1/completions", json=body, timeout=60)
 
     with ThreadPoolExecutor(8) as threads:
         responses = list(threads.map(post, range(8)))
@@ -119,9 +141,8 @@ def test_an_overloaded_server_says_when_to_come_back(start_server: StartServer) 
         assert int(response.headers["retry-after"]) >= 1
 
 
-def test_the_openai_client_retries_until_there_is_room(start_server: StartServer) -> None:
-    server = start_server(max_running_requests=1, max_waiting_requests=1).wait_until_ready()
-    client = server.client(max_retries=20)
+def test_the_openai_client_retries_until_there_is_room(narrow: ServerProcess) -> None:
+    client = narrow.client(max_retries=20)
 
     def ask(_: int) -> str | None:
         return client.completions.create(model=MODEL_ID, prompt="hi", max_tokens=64).choices[0].text
@@ -130,10 +151,9 @@ def test_the_openai_client_retries_until_there_is_room(start_server: StartServer
         assert all(threads.map(ask, range(6)))
 
 
-def test_a_killed_engine_is_told_within_two_seconds_and_comes_back(
-    start_server: StartServer,
-) -> None:
-    server = start_server().wait_until_ready()
+def test_a_killed_engine_is_told_within_two_seconds_and_comes_back(mortal: ServerProcess) -> None:
+    server = mortal
+    before = server.health().json()["restarts"]
     with ThreadPoolExecutor(1) as thread:
         stream = server.client(max_retries=0).completions.create(
             model=MODEL_ID,
@@ -157,7 +177,7 @@ def test_a_killed_engine_is_told_within_two_seconds_and_comes_back(
     health = server.health()
     assert (health.status_code, health.json()["state"]) == (503, "restarting")
     server.wait_until_ready()
-    assert server.health().json()["restarts"] == 1
+    assert server.health().json()["restarts"] == before + 1
     assert server.client().completions.create(model=MODEL_ID, prompt="hi").choices[0].text
 
 
@@ -184,8 +204,9 @@ def test_a_rank_killed_in_the_middle_is_named_and_all_ranks_come_back(
     assert again == expected
 
 
-def test_the_openai_client_does_not_notice_a_killed_engine(start_server: StartServer) -> None:
-    server = start_server().wait_until_ready()
+def test_the_openai_client_does_not_notice_a_killed_engine(mortal: ServerProcess) -> None:
+    server = mortal
+    before = server.health().json()["restarts"]
     client = server.client(max_retries=10)
     expected = client.completions.create(model=MODEL_ID, prompt="hi", temperature=0).choices[0].text
     with ThreadPoolExecutor(1) as thread:
@@ -200,11 +221,10 @@ def test_the_openai_client_does_not_notice_a_killed_engine(start_server: StartSe
         server.wait_until_running()
         server.engine_process().kill()
         assert answer.result(timeout=60).choices[0].text.startswith(expected)
-    assert server.health().json()["restarts"] == 1
+    assert server.health().json()["restarts"] == before + 1
 
 
-def test_a_stuck_engine_is_not_healthy(start_server: StartServer) -> None:
-    server = start_server().wait_until_ready()
+def test_a_stuck_engine_is_not_healthy(server: ServerProcess) -> None:
     engine = server.engine_process()
     engine.suspend()
     try:
