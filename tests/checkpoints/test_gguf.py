@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import gguf
 import numpy as np
 import pytest
@@ -308,10 +310,15 @@ def test_split_files_are_one_checkpoint(tmp_path) -> None:
 
 
 @pytest.mark.model
-def test_the_default_model_is_what_transformers_makes_of_it() -> None:
+def test_the_default_model_is_what_transformers_makes_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Names, layouts and numbers of a real file, tensor by tensor, against another reader."""
     from transformers import AutoModelForCausalLM
 
+    # It parses the file twice, and the names of all tensors once a module: once each will do.
+    monkeypatch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
+    monkeypatch.setattr(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map))
     path = pull(default_model())
     checkpoint = open_checkpoint(path)
     state = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name).state_dict()
