@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx
 import psutil
-import pytest
 
 from tests.server.server_process import ServerProcess
 from tests.server.tiny_model import MODEL_ID
