@@ -17,7 +17,7 @@ from dropless.engine.config import EngineConfig, Quantization
 from .conftest import TINY_LLAMA
 from .mixes import Loaded, alone, make_requests, together
 
-MIXES, REQUESTS, LONGEST, TOKENS = 40, 20, 40, 12
+MIXES, REQUESTS, LONGEST, TOKENS = 70, 30, 40, 12
 BLOCK_SIZE = 8
 BYTES_PER_BLOCK = 2 * 2 * 2 * 16 * BLOCK_SIZE * 4  # layers, K and V, heads, their size, tokens
 NUM_BLOCKS = 200

@@ -45,15 +45,18 @@ def company(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 @pytest.fixture
 def open_page(server: ServerProcess, browser: Any) -> Iterator[Callable[..., Any]]:
     """Opens a path of the server, or of the one at `home`, in a profile of its own; other keywords
-    are Playwright's for a context. The page's clock can be put forward. Fails the test that asks
-    another host for anything, or has an error in a script."""
+    are Playwright's for a context; with `clock` the page's clock can be put forward. Fails the test
+    that asks another host for anything, or has an error in a script."""
     contexts, problems = [], []
 
-    def open_(path: str = "/", home: str = server.url, **options: Any) -> Any:
+    def open_(
+        path: str = "/", home: str = server.url, *, clock: bool = False, **options: Any
+    ) -> Any:
         context = browser.new_context(**options)
         contexts.append(context)
         context.set_default_timeout(10_000)
-        context.clock.install()
+        if clock:
+            context.clock.install()
         page = context.new_page()
         page.on("pageerror", lambda error: problems.append(f"script: {error}"))
         page.on("request", lambda request: problems.extend(elsewhere(request.url, home)))

@@ -212,7 +212,7 @@ def put_forward(page: Any) -> None:
 
 
 def test_a_token_opens_the_playground_and_stays_nowhere(company: Company, open_page: Open) -> None:
-    page = open_page(home=company.server.url)
+    page = open_page(home=company.server.url, clock=True)
     dialog = page.get_by_role("dialog")
     expect(dialog).to_contain_text("This server answers only to who has a token.")
     page.locator("#token").fill("dlp_wrong")
@@ -259,7 +259,7 @@ def test_the_dashboard_shows_numbers_and_rows_as_text(company: Company, open_pag
     company.wait_for_rows(1, text="onerror")
     company.ask("ada", "Choose experts", "mixture", max_tokens=30)
     company.wait_for_experts()
-    page = open_page("/dashboard", home=company.server.url)
+    page = open_page("/dashboard", home=company.server.url, clock=True)
     log_in(page, company.tokens["root"])
     expect(page.locator(".tile").first).to_contain_text("tok/s")
     expect(page.locator(".endpoints h3")).to_have_text(
