@@ -301,7 +301,8 @@ async def load(server: ServerProcess, answers: int) -> dict[str, bool]:
     told: dict[str, bool] = {}
 
     async def client(number: int, http: httpx.AsyncClient) -> None:
-        body = {**ASKED, "max_tokens": 3 + 40 * (number % 2), "stream": True}
+        # Every second one asks for so much that it waits for its answer when the server is killed.
+        body = {**ASKED, "max_tokens": 3 + 400 * (number % 2), "stream": True}
         while True:
             request_id = None
             try:
