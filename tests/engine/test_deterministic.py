@@ -17,7 +17,7 @@ from dropless.engine.config import EngineConfig, Quantization
 from .conftest import TINY_LLAMA
 from .mixes import Loaded, alone, make_requests, together
 
-MIXES, REQUESTS, LONGEST, TOKENS = 70, 30, 40, 12
+REQUESTS, LONGEST, TOKENS = 30, 40, 12
 BLOCK_SIZE = 8
 BYTES_PER_BLOCK = 2 * 2 * 2 * 16 * BLOCK_SIZE * 4  # layers, K and V, heads, their size, tokens
 NUM_BLOCKS = 200
@@ -26,10 +26,11 @@ FEW_BLOCKS = 8  # the longest request takes 7
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("family", "quantization"), [("dbrx", "none"), ("dbrx", "fp8"), ("llama", "fp16")]
+    ("family", "quantization", "mixes"),
+    [("dbrx", "none", 40), ("dbrx", "fp8", 40), ("llama", "fp16", 70)],  # enough for preemptions
 )
 def test_a_request_gets_what_it_gets_alone(
-    family: Literal["dbrx", "llama"], quantization: Quantization, tmp_path: Path
+    family: Literal["dbrx", "llama"], quantization: Quantization, mixes: int, tmp_path: Path
 ) -> None:
     if family == "dbrx":
         write_tiny_dbrx(tmp_path)
@@ -51,7 +52,7 @@ def test_a_request_gets_what_it_gets_alone(
     requests = make_requests(choice, REQUESTS, vocab_size=512, longest=LONGEST, tokens=TOKENS)
     expected = {request.request_id: alone(loaded, request, NUM_BLOCKS) for request in requests}
     preemptions = hits = 0
-    for _ in range(MIXES):
+    for _ in range(mixes):
         engine = loaded.engine(
             num_blocks=choice.choice([NUM_BLOCKS, FEW_BLOCKS, FEW_BLOCKS]),
             budget=choice.choice([5, 17, 60, 4096]),
