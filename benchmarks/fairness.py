@@ -32,10 +32,7 @@ import itertools
 import json
 import platform
 import random
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +43,7 @@ from typing import Any, Literal
 
 import httpx
 import psutil
-import yaml
+from benchmarks.served import served, tokens_of
 
 from dropless import LLM
 from dropless.engine.constraints import Constraints
@@ -54,8 +51,6 @@ from dropless.engine.engine import Engine
 from dropless.engine.messages import EngineRequest
 from dropless.engine.sampling_params import SamplingParams
 from dropless.engine.step import StepInput, StepResult
-from dropless.server.identity.principal import Grant
-from dropless.server.identity.store import IdentityStore
 
 RESULT = Path(__file__).parent / "results" / "fairness.json"
 GOAL = 1.25
@@ -240,32 +235,11 @@ def in_process(model: str, way: Way, seconds: float) -> Measurement:
 @contextlib.contextmanager
 def server(model: str, folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Its URL, and the tokens of its users. The engine has one thread and `ROWS` rows."""
-    data = folder / "data"
-    data.mkdir()
-    tokens = {}
-    with contextlib.closing(IdentityStore(f"sqlite:///{data / 'identity.db'}")) as store:
-        for user in ("ada", "bob"):
-            store.accounts.create(user, grants=[Grant("CAN_QUERY")])
-            tokens[user] = store.tokens.create(user, created_by="benchmark")[0].value
+    tokens = tokens_of(folder, "ada", "bob")
     entity = {"name": "m", "model": model, "engine": {"max_running_requests": ROWS, "threads": 1}}
-    document = {
-        "server": {"port": 0},
-        "data": str(data),
-        "endpoints": [{"name": "m", "served_entities": [entity]}],
-    }
-    (folder / "server.yaml").write_text(yaml.safe_dump(document))
-    command = [sys.executable, "-m", "dropless.cli.main", "serve", "--config"]
-    process = subprocess.Popen(
-        [*command, str(folder / "server.yaml")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True,
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        url = next(word for line in process.stdout for word in line.split() if "http://" in word)
-        yield url.rstrip(".,/"), tokens
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(START_S)
+    document = {"endpoints": [{"name": "m", "served_entities": [entity]}]}
+    with served(document, folder) as (url, _):
+        yield url, tokens
 
 
 class Users:

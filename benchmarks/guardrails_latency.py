@@ -18,8 +18,6 @@ import argparse
 import json
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +28,7 @@ from typing import Any
 
 import httpx
 import psutil
+from benchmarks.served import served
 
 RESULTS = Path(__file__).parent / "results" / "guardrails_latency.json"
 TOKENS = 48
@@ -55,20 +54,8 @@ def server(model: str, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
         for name, rules in RULES.items()
     ]
     endpoints.append({"name": EMBEDDINGS, "served_entities": [{"model": EMBEDDINGS}]})
-    settings = {"data": str(folder / "data"), "endpoints": endpoints, "server": {"port": 0}}
-    file = folder / "dropless.yaml"
-    file.write_text(json.dumps(settings))
-    command = [sys.executable, "-m", "dropless.cli.main", "serve", "--config", str(file)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    try:
-        assert process.stdout is not None
-        line = next(line for line in process.stdout if " is served at " in line)
-        yield line.split(" is served at ")[1].split(" ")[0], psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait()
+    with served({"endpoints": endpoints}, folder) as found:
+        yield found
 
 
 def ask(client: httpx.Client, endpoint: str, prompt: str) -> tuple[float, float]:

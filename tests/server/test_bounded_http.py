@@ -202,6 +202,16 @@ WISHES = {
 
 
 @pytest.mark.parametrize("wish", WISHES.values(), ids=WISHES)
+def test_who_wishes_for_another_protocol_and_an_end_gets_the_end(door: Door, wish: bytes) -> None:
+    with connected(door) as connection:
+        connection.sendall(GOOD[:-2] + b"Connection: keep-alive, Close\r\n" + wish + b"\r\n")
+        began = time.monotonic()
+        while connection.recv(65536):
+            pass
+        assert time.monotonic() - began < KEPT_S / 2
+
+
+@pytest.mark.parametrize("wish", WISHES.values(), ids=WISHES)
 @pytest.mark.parametrize("parts", [1, 2, 200])
 def test_who_would_rather_speak_another_protocol_is_answered_in_this_one(
     door: Door, wish: bytes, parts: int

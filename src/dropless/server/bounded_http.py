@@ -114,6 +114,9 @@ class _BoundedHttp(HttpToolsProtocol):
             return
         head = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
         head += [b"%b: %b" % pair for pair in self.headers if pair[0] not in _OF_UPGRADES]
+        wishes = [value for name, value in self.headers if name == b"connection"]
+        if b"close" in b",".join(wishes).lower().replace(b" ", b"").split(b","):
+            head.append(b"connection: close")
         self.parser = httptools.HttpRequestParser(self)
         rest = self._data[stopped.args[0] :]
         try:
