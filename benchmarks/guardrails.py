@@ -17,6 +17,9 @@ alt-profanity-check is among them where it is installed.
 pii: an entity is found if something that was found overlaps it; a finding is right if it overlaps
 any labelled entity. Kinds are mapped as in `PII_KINDS`.
 
+injection: what reads as a prompt injection, by threshold: of our own injections.txt, which was
+written without looking at scores, and of the ordinary prompts.
+
 topics: 20 questions of each of MMLU's 57 subjects, the subject's name being the only valid topic.
 
 Writes results/guardrails.json beside this script.
@@ -49,12 +52,17 @@ from dropless.encoder.entities import DEFAULT_ENTITIES, ENTITIES
 from dropless.encoder.messages import Needs
 from dropless.encoder.safety import category_heads
 from dropless.encoder.word_pieces import WordPieces
-from dropless.server.guardrails.findings import TOPIC_THRESHOLD, Findings
+from dropless.server.guardrails.findings import (
+    INJECTION_THRESHOLD,
+    TOPIC_THRESHOLD,
+    Findings,
+)
 from dropless.server.guardrails.judge import CONTEXT_CHARACTERS, TextJudge, VerdictMemory
 from dropless.server.guardrails.sentences import pieces
 from dropless.server.guardrails.settings import GuardrailParameters, PiiSettings
 
 RESULTS = Path(__file__).parent / "results" / "guardrails.json"
+INJECTIONS = Path(__file__).with_name("injections.txt")
 SENTENCE_CHARACTERS = 200
 PII_KINDS: Mapping[str, str | None] = {
     "STREET_ADDRESS": "LOCATION",
@@ -123,6 +131,31 @@ class Bench:
 
     async def alternatives(self) -> Report:
         return alternatives(*read_halves(self.data))
+
+    async def injection(self) -> Report:
+        judge = self.judge(GuardrailParameters(prompt_injection=True))
+        attacks = INJECTIONS.read_text().splitlines()
+        texts = {"injections.txt": attacks, **ordinary(self.data)}
+        scores = {
+            name: [found.injection or 0.0 for found in await judge.judge(each)]
+            for name, each in texts.items()
+        }
+        plain = [score for name in scores if name != "injections.txt" for score in scores[name]]
+        labels = [True] * len(attacks) + [False] * len(plain)
+        return {
+            "threshold": INJECTION_THRESHOLD,
+            "AUROC": _round(auroc(scores["injections.txt"] + plain, labels)),
+            **{
+                name: {
+                    "texts": len(found),
+                    **{
+                        f"{threshold} and more": sum(score >= threshold for score in found)
+                        for threshold in (0.2, 0.3, 0.4, 0.5, 0.6)
+                    },
+                }
+                for name, found in scores.items()
+            },
+        }
 
     async def pii(self) -> Report:
         return {
@@ -324,10 +357,11 @@ def _round(value: float) -> float:
 
 async def measure(data: Path, only: str | None) -> None:
     bench = Bench(data)
-    await bench.encoder.prepare(Needs(embeddings=True, pii=True, names=True))
+    await bench.encoder.prepare(Needs(embeddings=True, pii=True, names=True, injection=True))
     parts: dict[str, Callable[[], Any]] = {
         "safety": bench.safety,
         "alternatives": bench.alternatives,
+        "injection": bench.injection,
         "pii": bench.pii,
         "topics": bench.topics,
     }
@@ -347,7 +381,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path)
-    parser.add_argument("--only", choices=("safety", "alternatives", "pii", "topics"))
+    parser.add_argument("--only", choices=("safety", "alternatives", "injection", "pii", "topics"))
     arguments = parser.parse_args()
     asyncio.run(measure(arguments.data, arguments.only))
 

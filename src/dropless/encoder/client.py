@@ -259,6 +259,7 @@ class EncoderClient:
 def _needs_of(pieces: Sequence[Judge]) -> Needs:
     return Needs(
         embeddings=any(piece.safety or piece.topics for piece in pieces),
+        injection=any(piece.injection for piece in pieces),
         pii=any(piece.entities for piece in pieces),
         names=any(not NAMES.isdisjoint(piece.entities) for piece in pieces),
     )

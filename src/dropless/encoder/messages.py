@@ -15,16 +15,20 @@ HEADER = struct.Struct("!i")  # as multiprocessing.connection writes it
 
 class Needs(msgspec.Struct, frozen=True):
     """What a process must have loaded before it answers: the embedding model (for embeddings,
-    safety and topics), recognizers of personal data, and the language model that names are
-    recognized with."""
+    safety and topics), recognizers of personal data, the language model that names are recognized
+    with, and the scorer of prompt injections."""
 
     embeddings: bool = False
     pii: bool = False
     names: bool = False
+    injection: bool = False
 
     def also(self, other: Needs) -> Needs:
         return Needs(
-            self.embeddings or other.embeddings, self.pii or other.pii, self.names or other.names
+            self.embeddings or other.embeddings,
+            self.pii or other.pii,
+            self.names or other.names,
+            self.injection or other.injection,
         )
 
     def cover(self, other: Needs) -> bool:
@@ -54,6 +58,7 @@ class Judge(msgspec.Struct, frozen=True, tag="judge"):
     safety: bool = False
     entities: tuple[str, ...] = ()
     topics: tuple[str, ...] = ()
+    injection: bool = False
 
 
 ToEncoder = Prepare | Embed | Judge
@@ -82,13 +87,15 @@ class Verdict(msgspec.Struct, frozen=True, tag="verdict"):
     """`scores` are how sure each safety category is, 0 to 1, empty if not asked for; those of
     `unsafe` are over their threshold. `entities` are those that reach beyond the context, in order
     and apart from each other. `topic` is the similarity to the nearest allowed topic, -1 to 1,
-    None if none were given."""
+    None if none were given. `injection` is how much it reads like a prompt injection, 0 to 1, None
+    if not asked for."""
 
     number: int
     scores: dict[str, float]
     unsafe: list[str]
     entities: list[Entity]
     topic: float | None
+    injection: float | None = None
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dropless.encoder.embedder import Embedder
+    from dropless.encoder.injection import InjectionScorer
     from dropless.encoder.pii import PiiFinder
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Models:
         self._threads = threads
         self._embedder: Embedder | None = None
         self._pii: PiiFinder | None = None
+        self._injection: InjectionScorer | None = None
 
     def answer(self, batch: Sequence[ToEncoder]) -> list[FromEncoder]:
         """One reply for each message. All texts go through the embedding model together."""
@@ -93,7 +95,13 @@ class Models:
             unsafe = safety.unsafe(scores)
         if vectors is not None and message.topics:
             topic = self._loaded().topic(vectors, message.topics)
-        return Verdict(message.number, scores, unsafe, self._entities(message), topic)
+        injection = self._injection_score(message) if message.injection else None
+        return Verdict(message.number, scores, unsafe, self._entities(message), topic, injection)
+
+    def _injection_score(self, message: Judge) -> float:
+        if self._injection is None:
+            raise EncoderUnavailableError("the scorer of prompt injections is not loaded")
+        return self._injection.score(message.text)
 
     def _entities(self, message: Judge) -> list[Entity]:
         if not message.entities:
@@ -118,6 +126,11 @@ class Models:
             self._pii.find("warm up: a@example.com", ("EMAIL_ADDRESS",))
         if needs.names and self._pii is not None:
             self._pii.load_names()
+        if needs.injection and self._injection is None:
+            from dropless.encoder.injection import InjectionScorer
+
+            self._injection = InjectionScorer()
+            self._injection.score("warm up")
         return Prepared(message.number)
 
     def _loaded(self) -> Embedder:

@@ -31,6 +31,7 @@ RULES: dict[str, dict[str, Any]] = {
         "input": {"invalid_keywords": ["SuperSecretProject", "blue river"]},
         "output": {"invalid_keywords": ["blue river"]},
     },
+    "no-injections": {"input": {"prompt_injection": True}},
     "topics": {
         "input": {"valid_topics": ["cooking and recipes", "gardening"]},
         "output": {"valid_topics": ["cooking and recipes"]},

