@@ -7,8 +7,9 @@
 - `cost`: 64 users in a closed loop, in turns at two servers of one model: one with everything off,
   one with users and tokens, limits, inference and usage tables, metrics and traces; and there also
   at an endpoint with guardrails on input and output. Load by `dropless bench`, of words at random,
-  of which a guardrail may refuse some. What counts is each
-  turn beside the turn of the plain server next to it.
+  of which a guardrail may refuse some. What counts is each turn beside the turn of the plain server
+  next to it; and the processor time that all processes of the server take for a request, which is
+  what throughput is made of where all cores are busy.
 - `connections`: 1,000 connections that have asked once and rest, while 200 streams run to their
   end; then all 1,000 ask again.
 - `restart`: 32 users in a closed loop while the server gets SIGTERM and is started again on its
@@ -40,6 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from benchmarks.served import served, tokens_of
 
 RESULTS = Path(__file__).parent / "results" / "gateway.json"
@@ -81,10 +83,10 @@ def cost(model: str, rounds: int, folder: Path) -> dict[str, Any]:
         "telemetry": {"metrics": True, "otlp_endpoint": "http://127.0.0.1:9"},
     }
     with ExitStack() as stack:
-        off, _ = stack.enter_context(served(plain, folder / "off"))
-        on, _ = stack.enter_context(served(full, folder / "on"))
-        ways = {"off": (off, "plain", None), "on": (on, "gateway", token)}
-        ways["on, with guardrails"] = (on, "guarded", token)
+        off = stack.enter_context(served(plain, folder / "off"))
+        on = stack.enter_context(served(full, folder / "on"))
+        ways = {"off": (*off, "plain", None), "on": (*on, "gateway", token)}
+        ways["on, with guardrails"] = (*on, "guarded", token)
         seeds = itertools.count()  # no turn's prompts are in the prefix cache
         for way in ways.values():
             load(*way, requests=USERS, seed=next(seeds))
@@ -106,8 +108,11 @@ def cost(model: str, rounds: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def load(url: str, name: str, token: str | None, *, requests: int, seed: int) -> dict[str, float]:
+def load(
+    url: str, server: psutil.Process, name: str, token: str | None, *, requests: int, seed: int
+) -> dict[str, float]:
     """`USERS` in a closed loop."""
+    before = processor_s(server)
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = [sys.executable, "-m", "dropless.cli.main", "bench", name, "--url", url]
         command += ["--api", "chat", "--concurrency", str(USERS), "--requests", str(requests)]
@@ -125,7 +130,14 @@ def load(url: str, name: str, token: str | None, *, requests: int, seed: int) ->
         "first token p50, ms": figures["ttft"]["p50"],
         "first token p99, ms": figures["ttft"]["p99"],
         "end to end p50, ms": figures["end_to_end"]["p50"],
+        "processor time a request, ms": (processor_s(server) - before) / requests * 1e3,
     }
+
+
+def processor_s(server: psutil.Process) -> float:
+    """Of the server with all its processes, so far."""
+    times = [process.cpu_times() for process in (server, *server.children(recursive=True))]
+    return float(sum(time.user + time.system for time in times))
 
 
 def connections(model: str, folder: Path) -> dict[str, Any]:
