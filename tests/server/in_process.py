@@ -43,6 +43,13 @@ class Recorder:
             self.calls.append(call)
             self._more.notify_all()
 
+    def clear(self) -> None:
+        """Forgets them, when all that began have ended."""
+        with self._more:
+            assert self._more.wait_for(lambda: len(self.calls) >= len(self.begun), timeout=20)
+            self.calls.clear()
+            self.begun.clear()
+
     def wait_for(self, count: int) -> list[Call]:
         """The calls, when so many have ended."""
         with self._more:

@@ -47,8 +47,7 @@ def server(model_folder: Path) -> Iterator[InProcess]:
 @pytest.fixture(autouse=True)
 def _forget(request: pytest.FixtureRequest) -> None:
     recorder = request.getfixturevalue("server").recorder
-    recorder.begun.clear()
-    recorder.calls.clear()
+    recorder.clear()
 
 
 def post(server: InProcess, path: str, **body: Any) -> httpx.Response:

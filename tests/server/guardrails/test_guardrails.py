@@ -309,7 +309,7 @@ def test_what_cannot_be_guarded_is_refused(ask: Callable[..., Any], client: open
 
 
 def test_those_who_watch_see_blocked_calls(guarded: InProcess, ask: Callable[..., Any]) -> None:
-    guarded.recorder.calls.clear()
+    guarded.recorder.clear()
     for asked in ({"content": UNSAFE}, {"say": UNSAFE}):
         with pytest.raises(openai.BadRequestError):
             ask("safe", **asked)

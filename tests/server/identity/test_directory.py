@@ -101,6 +101,14 @@ def test_a_user_from_the_beginning_to_the_end(door: Door, who: People, admin: Ad
     assert (gone.status_code, gone.json()["error_code"]) == (404, "RESOURCE_DOES_NOT_EXIST")
 
 
+def test_nobody_deletes_itself(door: Door, who: People, admin: Admin) -> None:
+    name = door.ask("GET", "/api/2.0/session", who.admin).json()["name"]
+    refused = admin.ask("DELETE", f"/Users/{name}")
+    assert refused.status_code == 400
+    assert "cannot delete itself" in refused.json()["message"]
+    assert name in admin.names("/Users")
+
+
 def test_service_principals_are_apart_from_users(admin: Admin) -> None:
     made = admin.ask("POST", "/ServicePrincipals", {"displayName": "nightly/report"}).json()
     assert (made["applicationId"], made["groups"], made["grants"]) == ("nightly/report", [], [])

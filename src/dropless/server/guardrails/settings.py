@@ -78,10 +78,11 @@ class GuardrailSettings(Section):
     @model_validator(mode="after")
     def _extra_is_installed(self) -> GuardrailSettings:
         needs = self.needs()
-        wanted = {"pii": _OF_PII if needs.pii else ()}
-        wanted["prompt_injection"] = _OF_INJECTION if needs.injection else ()
-        for rule, packages in wanted.items():
-            if not all(find_spec(name) for name in packages):
+        for rule, is_on, packages in (
+            ("pii", needs.pii, _OF_PII),
+            ("prompt_injection", needs.injection, _OF_INJECTION),
+        ):
+            if is_on and not all(find_spec(name) for name in packages):
                 raise PydanticCustomError(
                     "extra",
                     "{rule} needs packages that are not installed:"

@@ -96,7 +96,10 @@ class PrincipalsApi(DirectoryApi):
         return fresh_json(_principal(await self._ask(lambda store: self._account(store, name))))
 
     async def delete(self, request: Request, name: str) -> Response:
-        admin_of(request)
+        if admin_of(request).name == name:
+            raise InvalidRequestError(
+                f"{name!r} asks for this, and cannot delete itself; let another administrator do it"
+            )
 
         def delete(store: IdentityStore) -> None:
             self._account(store, name)
