@@ -6,9 +6,10 @@
 
 Starts a server with tokens and one endpoint of the default model, and lets Schemathesis read both
 documents, that of the whole server and that of the endpoint, and send what they allow and what they
-do not, as an administrator. Checks that no answer is a 5xx, and that statuses, content types and
-bodies are those that the documents name. Writes results/schema_requests.json beside this script,
-and fails if a check did.
+do not, as an administrator. What manages users, tokens and permissions comes last, with a token of
+its own: it may well take its own rights away, and then gets 401 or 403. Checks that no answer is a
+5xx, and that statuses, content types and bodies are those that the documents name. Writes
+results/schema_requests.json beside this script, and fails if a check did.
 """
 
 from __future__ import annotations
@@ -34,20 +35,30 @@ RESULTS = Path(__file__).parent / "results" / "schema_requests.json"
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance"
 CHECKS += ",response_schema_conformance"
 NAME = "assistant"
+ACCOUNTS = "token|permissions|scim|session"
+PARTS = {
+    "server": ("/openapi.json", ["--exclude-path-regex", ACCOUNTS]),
+    "endpoint": (f"/api/2.0/serving-endpoints/{NAME}/openapi", []),
+    "accounts": ("/openapi.json", ["--include-path-regex", ACCOUNTS]),
+}
 
 
-def administrator(folder: Path) -> str:
-    """A token."""
+def administrators(folder: Path) -> dict[str, str]:
+    """A token for each part, each of another administrator."""
     data = folder / "data"
     data.mkdir(parents=True)
+    tokens = {}
     with closing(IdentityStore(f"sqlite:///{data / 'identity.db'}")) as store:
-        store.accounts.create("root", grants=[Grant("CAN_MANAGE")])
-        return store.tokens.create("root", created_by="benchmark")[0].value
+        for part in PARTS:
+            store.accounts.create(part, grants=[Grant("CAN_MANAGE")])
+            tokens[part] = store.tokens.create(part, created_by="benchmark")[0].value
+    return tokens
 
 
-def run(document: str, url: str, token: str, options: argparse.Namespace, out: Path) -> Any:
-    """What Schemathesis tells of one document."""
-    command = [options.schemathesis, "run", f"{url}{document}", "--url", url]
+def run(part: str, url: str, token: str, options: argparse.Namespace, out: Path) -> Any:
+    """What Schemathesis tells of one part."""
+    document, choice = PARTS[part]
+    command = [options.schemathesis, "run", f"{url}{document}", "--url", url, *choice]
     command += ["--header", f"Authorization: Bearer {token}", "--checks", options.checks]
     command += ["--phases", "examples,coverage,fuzzing", "--max-examples", str(options.examples)]
     command += ["--seed", "1", "--workers", "2", "--continue-on-failure", "--no-color"]
@@ -91,20 +102,19 @@ def main() -> None:
     )
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--examples", type=int, default=25, help="of each operation")
-    parser.add_argument("--seconds", type=int, default=300, help="the most for each document")
+    parser.add_argument("--seconds", type=int, default=300, help="the most for each part")
     parser.add_argument("--checks", default=CHECKS)
     parser.add_argument("--schemathesis", default=shutil.which("schemathesis") or "schemathesis")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        token = administrator(folder)
+        tokens = administrators(folder)
         entity = {"model": options.model, "engine": {"max_model_len": 256}}
         document = {"endpoints": [{"name": NAME, "served_entities": [entity]}]}
         with served(document, folder) as (url, _):
-            paths = ("/openapi.json", f"/api/2.0/serving-endpoints/{NAME}/openapi")
             results = {
-                path: run(path, url, token, options, folder / f"{number}.ndjson")
-                for number, path in enumerate(paths)
+                part: run(part, url, tokens[part], options, folder / f"{part}.ndjson")
+                for part in PARTS
             }
             httpx.get(f"{url}/health", timeout=60).raise_for_status()
     report = {"date": datetime.now(UTC).isoformat(timespec="minutes"), **results}
