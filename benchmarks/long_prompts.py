@@ -276,7 +276,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if on_gpu else "CPU",
         "torch": torch.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": {name: str(value) for name, value in vars(arguments).items()},
+        "settings": {name: str(value) for name, value in vars(arguments).items() if name != "out"},
         "long_ttft_without_chats_s": without_chats,
         "rows": measured,
     }

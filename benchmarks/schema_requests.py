@@ -73,7 +73,11 @@ def run(part: str, url: str, token: str, options: argparse.Namespace, out: Path)
         "requests": sum(statuses.values()),
         "statuses": dict(sorted(statuses.items())),
         "failed": done.returncode != 0,
-        "summary": [line for line in summary.splitlines()[1:] if line.strip("= ")],
+        "summary": [
+            line
+            for line in summary.splitlines()[1:]
+            if line.strip("= ") and "eport" not in line and "NDJSON" not in line
+        ],
     }
 
 
