@@ -30,19 +30,17 @@ import asyncio
 import contextlib
 import itertools
 import json
-import platform
 import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import httpx
-import psutil
+from benchmarks.machine import machine
 from benchmarks.served import served, tokens_of
 
 from dropless import LLM
@@ -334,18 +332,6 @@ async def on_server(model: str, rounds: int, seconds: float) -> list[Measurement
         )
         for way in waits
     ]
-
-
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return {
-        "cpu": model,
-        "cores": psutil.cpu_count(),
-        "load_before": psutil.getloadavg()[0],
-        "python": platform.python_version(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
 
 
 def main() -> None:

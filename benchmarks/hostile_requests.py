@@ -1,7 +1,7 @@
 """Ten thousand malformed or hostile requests: none is to get a 5xx, and the server is to stay well.
 
-    python benchmarks/hostile_requests.py --url http://127.0.0.1:8000 --model smollm2-135m-instruct
-    python benchmarks/hostile_requests.py --url ... --model ... --token dlp_... --requests 500
+    python -m benchmarks.hostile_requests --url http://127.0.0.1:8000 --model smollm2-135m-instruct
+    python -m benchmarks.hostile_requests --url ... --model ... --token dlp_... --requests 500
 
 The kinds are those of hostile_cases.py, in turn. `--concurrency` connections are open at a time;
 beside them `--slow` ones (slow loris) send a byte of a head each second until they are closed. An

@@ -1,6 +1,6 @@
 """What the engine's bookkeeping costs a step: scheduling, building the step, taking in its tokens.
 
-    python benchmarks/scheduler_overhead.py
+    python -m benchmarks.scheduler_overhead
 
 No model runs: tokens come from a list, because only what surrounds the model is measured. 256
 requests run and 1,000 wait, in three situations: all decode; four end and four start in a step;
@@ -15,17 +15,15 @@ from __future__ import annotations
 
 import itertools
 import json
-import platform
 import random
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
+from benchmarks.machine import machine
 
 from dropless.engine.constraints import Constraints
 from dropless.engine.engine import Engine
@@ -167,19 +165,6 @@ def measure(situation: Situation) -> Measurement:
 def middle(repeats: Sequence[Measurement]) -> Measurement:
     """The one whose median is the median of all."""
     return sorted(repeats, key=lambda m: m.median_ms)[len(repeats) // 2]
-
-
-def machine() -> dict[str, Any]:
-    """What a reader needs to judge the figures."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return {
-        "cpu": model,
-        "cores": psutil.cpu_count(),
-        "load_before": psutil.getloadavg()[0],
-        "python": platform.python_version(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
 
 
 def main() -> None:

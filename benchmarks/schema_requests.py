@@ -20,16 +20,12 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
-from benchmarks.served import served
-
-from dropless.server.identity.principal import Grant
-from dropless.server.identity.store import IdentityStore
+from benchmarks.served import served, tokens_of
 
 RESULTS = Path(__file__).parent / "results" / "schema_requests.json"
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance"
@@ -43,18 +39,6 @@ PARTS = {
 }
 
 
-def administrators(folder: Path) -> dict[str, str]:
-    """A token for each part, each of another administrator."""
-    data = folder / "data"
-    data.mkdir(parents=True)
-    tokens = {}
-    with closing(IdentityStore(f"sqlite:///{data / 'identity.db'}")) as store:
-        for part in PARTS:
-            store.accounts.create(part, grants=[Grant("CAN_MANAGE")])
-            tokens[part] = store.tokens.create(part, created_by="benchmark")[0].value
-    return tokens
-
-
 def run(part: str, url: str, token: str, options: argparse.Namespace, out: Path) -> Any:
     """What Schemathesis tells of one part."""
     document, choice = PARTS[part]
@@ -64,7 +48,9 @@ def run(part: str, url: str, token: str, options: argparse.Namespace, out: Path)
     command += ["--seed", "1", "--workers", "2", "--continue-on-failure", "--no-color"]
     command += ["--request-timeout", "60", "--max-time", str(options.seconds)]
     command += ["--report-ndjson-path", str(out)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = subprocess.run(  # which leaves files of its own where it runs
+        command, check=False, capture_output=True, text=True, cwd=out.parent
+    )
     if not out.exists():
         raise SystemExit(f"schemathesis did not run: {done.stdout}{done.stderr}")
     statuses = Counter(_statuses(out))
@@ -112,7 +98,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tokens = administrators(folder)
+        tokens = tokens_of(folder, *PARTS, may="CAN_MANAGE")
         entity = {"model": options.model, "engine": {"max_model_len": 256}}
         document = {"endpoints": [{"name": NAME, "served_entities": [entity]}]}
         with served(document, folder) as (url, _):

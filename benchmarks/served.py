@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from dropless.server.identity.principal import Grant
+from dropless.server.identity.principal import Grant, Permission
 from dropless.server.identity.store import IdentityStore
 
 
@@ -44,14 +44,14 @@ def served(document: dict[str, Any], folder: Path) -> Iterator[tuple[str, psutil
         process.wait()
 
 
-def tokens_of(folder: Path, *users: str) -> dict[str, str]:
+def tokens_of(folder: Path, *users: str, may: Permission = "CAN_QUERY") -> dict[str, str]:
     """Makes these users in the store that a server with its data in `folder` reads, each with a
-    token that may query everything."""
+    token that may do this on all endpoints."""
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
     tokens = {}
     with closing(IdentityStore(f"sqlite:///{data / 'identity.db'}")) as store:
         for user in users:
-            store.accounts.create(user, grants=[Grant("CAN_QUERY")])
+            store.accounts.create(user, grants=[Grant(may)])
             tokens[user] = store.tokens.create(user, created_by="benchmark")[0].value
     return tokens
