@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from dropless.errors import AuthenticationError, PermissionDeniedError
-from dropless.server.asgi import read_body
-from dropless.server.identity.gatekeeper import Gatekeeper
 from dropless.server.identity.principal import (
     ALL_ENDPOINTS,
     Grant,
@@ -28,12 +25,10 @@ from dropless.server.identity.requests import (
     PermissionsBody,
 )
 from dropless.server.identity.secret import SESSION_S
-from dropless.server.limits import HttpLimits
+from dropless.server.identity.store_calls import StoreCalls
 
 if TYPE_CHECKING:
     from dropless.server.identity.tokens import TokenInfo
-
-B = TypeVar("B", bound=BaseModel)
 
 _ABOUT: dict[Permission, str] = {
     "CAN_VIEW": "see the endpoint and what it serves",
@@ -42,13 +37,9 @@ _ABOUT: dict[Permission, str] = {
 }
 
 
-class IdentityApi:
+class IdentityApi(StoreCalls):
     """A person sees and revokes their own tokens; all else needs CAN_MANAGE: on all endpoints for
     tokens, on the one in question for permissions."""
-
-    def __init__(self, gatekeeper: Gatekeeper, limits: HttpLimits) -> None:
-        self._gatekeeper = gatekeeper
-        self._limits = limits
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/api/2.0")
@@ -81,8 +72,7 @@ class IdentityApi:
 
     async def _create(self, request: Request, body: CreateTokenBody, owner: str | None) -> Response:
         caller = admin_of(request)
-        authenticator = await self._gatekeeper.authenticator()
-        token, info = await authenticator.ask(
+        token, info = await self._ask(
             lambda store: store.tokens.create(
                 owner or caller.name,
                 created_by=caller.name,
@@ -95,38 +85,33 @@ class IdentityApi:
 
     async def own_tokens(self, request: Request) -> Response:
         caller = _caller(request)
-        authenticator = await self._gatekeeper.authenticator()
-        infos = await authenticator.ask(lambda store: store.tokens.list(caller.name))
+        infos = await self._ask(lambda store: store.tokens.list(caller.name))
         return fresh_json({"token_infos": [_token(info) for info in infos]})
 
     async def delete_token(self, request: Request) -> Response:
         body = await self._read(request, DeleteTokenBody)
         caller = _caller(request)
         owner = None if caller.is_admin else caller.name
-        authenticator = await self._gatekeeper.authenticator()
-        await authenticator.ask(lambda store: store.tokens.revoke(body.token_id, owner))
+        await self._ask(lambda store: store.tokens.revoke(body.token_id, owner))
         return fresh_json({})
 
     async def all_tokens(
         self, request: Request, created_by_username: str | None = None
     ) -> Response:
         admin_of(request)
-        authenticator = await self._gatekeeper.authenticator()
-        infos = await authenticator.ask(lambda store: store.tokens.list())
+        infos = await self._ask(lambda store: store.tokens.list())
         if created_by_username is not None:
             infos = tuple(info for info in infos if info.created_by == created_by_username)
         return fresh_json({"token_infos": [_managed_token(info) for info in infos]})
 
     async def one_token(self, request: Request, token_id: str) -> Response:
         admin_of(request)
-        authenticator = await self._gatekeeper.authenticator()
-        info = await authenticator.ask(lambda store: store.tokens.get(token_id))
+        info = await self._ask(lambda store: store.tokens.get(token_id))
         return fresh_json({"token_info": _managed_token(info)})
 
     async def delete_one_token(self, request: Request, token_id: str) -> Response:
         admin_of(request)
-        authenticator = await self._gatekeeper.authenticator()
-        await authenticator.ask(lambda store: store.tokens.revoke(token_id))
+        await self._ask(lambda store: store.tokens.revoke(token_id))
         return fresh_json({})
 
     async def permission_levels(self, request: Request, name: str) -> Response:
@@ -144,24 +129,17 @@ class IdentityApi:
     async def replace_permissions(self, request: Request, name: str) -> Response:
         body = await self._read(request, PermissionsBody)
         _manager(request, name)
-        authenticator = await self._gatekeeper.authenticator()
-        await authenticator.ask(
-            lambda store: store.accounts.replace_grants_on(name, body.permissions())
-        )
+        await self._ask(lambda store: store.accounts.replace_grants_on(name, body.permissions()))
         return await self._permissions(name)
 
     async def add_permissions(self, request: Request, name: str) -> Response:
         body = await self._read(request, PermissionsBody)
         _manager(request, name)
-        authenticator = await self._gatekeeper.authenticator()
-        await authenticator.ask(
-            lambda store: store.accounts.add_grants_on(name, body.permissions())
-        )
+        await self._ask(lambda store: store.accounts.add_grants_on(name, body.permissions()))
         return await self._permissions(name)
 
     async def _permissions(self, name: str) -> Response:
-        authenticator = await self._gatekeeper.authenticator()
-        held = await authenticator.ask(lambda store: store.accounts.grants_on(name))
+        held = await self._ask(lambda store: store.accounts.grants_on(name))
         entries: dict[Holder, dict[str, Any]] = {}
         for holder, kind, grant in held:
             entry = entries.setdefault(
@@ -214,11 +192,6 @@ class IdentityApi:
             samesite="strict",
             secure=request.url.scheme == "https",
         )
-
-    async def _read(self, request: Request, kind: type[B]) -> B:
-        limits = self._limits
-        raw = await read_body(request, limits.max_body_bytes, limits.body_timeout_s)
-        return kind.model_validate_json(raw or b"{}")
 
 
 def _caller(request: Request) -> Principal:

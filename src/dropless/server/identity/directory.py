@@ -4,15 +4,13 @@ An id is a name. All of it is an administrator's."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from dropless.errors import InvalidRequestError, ResourceNotFoundError
-from dropless.server.asgi import read_body
 from dropless.server.identity.api import admin_of, fresh_json
 from dropless.server.identity.directory_bodies import (
     GroupBody,
@@ -22,14 +20,12 @@ from dropless.server.identity.directory_bodies import (
 )
 from dropless.server.identity.gatekeeper import Gatekeeper
 from dropless.server.identity.principal import PrincipalKind
+from dropless.server.identity.store_calls import B, StoreCalls
 from dropless.server.limits import HttpLimits
 
 if TYPE_CHECKING:
     from dropless.server.identity.accounts import Account, Group
     from dropless.server.identity.store import IdentityStore
-
-B = TypeVar("B", bound=BaseModel)
-T = TypeVar("T")
 
 _PREFIX = "/api/2.0/preview/scim/v2"
 _CORE = "urn:ietf:params:scim:schemas:core:2.0:"
@@ -37,22 +33,13 @@ _LIST = "urn:ietf:params:scim:api:messages:2.0:ListResponse"
 _EQUALS = re.compile(r'(\w+) eq "(.*)"')
 
 
-class DirectoryApi:
+class DirectoryApi(StoreCalls):
     """What the calls for principals and for groups have in common."""
-
-    def __init__(self, gatekeeper: Gatekeeper, limits: HttpLimits) -> None:
-        self._gatekeeper = gatekeeper
-        self._limits = limits
 
     async def _read(self, request: Request, kind: type[B]) -> B:
         """For an administrator, whose body is of this kind."""
         admin_of(request)
-        raw = await read_body(request, self._limits.max_body_bytes, self._limits.body_timeout_s)
-        return kind.model_validate_json(raw or b"{}")
-
-    async def _ask(self, work: Callable[[IdentityStore], T]) -> T:
-        authenticator = await self._gatekeeper.authenticator()
-        return await authenticator.ask(work)
+        return await super()._read(request, kind)
 
 
 class PrincipalsApi(DirectoryApi):
