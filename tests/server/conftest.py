@@ -8,6 +8,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from tests.server.identity.door import Door, People, people, standing
 from tests.server.server_process import ServerProcess
 from tests.server.tiny_model import write_tiny_model
 
@@ -44,3 +45,23 @@ def start_server(model_folder: Path) -> Iterator[Callable[..., ServerProcess]]:
     yield start
     for server in started:
         server.close()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A server's folder."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def who(data: Path) -> Iterator[People]:
+    """Those whom the store in there knows."""
+    with people(data) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def door(data: Path, who: People) -> Iterator[Door]:
+    del who  # a store closes the door
+    with standing(data) as made:
+        yield made

@@ -3,31 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.server.identity.door import Door, People, people, standing
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(scope="module")
-def who(data: Path) -> Iterator[People]:
-    with people(data) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def door(data: Path, who: People) -> Iterator[Door]:
-    del who
-    with standing(data) as made:
-        yield made
+from tests.server.identity.door import Door, People
 
 
 def test_a_token_is_created_used_listed_and_deleted(door: Door, who: People) -> None:

@@ -17,22 +17,11 @@ import openai
 import pytest
 
 from dropless.server.identity.principal import Grant
-from tests.server.identity.door import People, people
+from tests.server.identity.door import People
 from tests.server.server_process import ServerProcess, tiny_endpoint
 from tests.server.tiny_model import MAX_MODEL_LEN
 
 USER: Any = [{"role": "user", "content": "Name three colours of the rainbow."}]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(scope="module")
-def who(data: Path) -> Iterator[People]:
-    with people(data) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

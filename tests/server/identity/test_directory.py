@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,28 +9,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from dropless.server.openapi.document import server_document
-from tests.server.identity.door import Door, People, people, standing
+from tests.server.identity.door import Door, People
 
 SCIM = "/api/2.0/preview/scim/v2"
 PERMISSIONS = "/api/2.0/permissions/serving-endpoints"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(scope="module")
-def who(data: Path) -> Iterator[People]:
-    with people(data) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def door(data: Path, who: People) -> Iterator[Door]:
-    del who
-    with standing(data) as made:
-        yield made
 
 
 class Admin:

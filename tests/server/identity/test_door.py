@@ -27,24 +27,6 @@ from tests.server.identity.door import Door, People, people, standing
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(scope="module")
-def who(data: Path) -> Iterator[People]:
-    with people(data) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def door(data: Path, who: People) -> Iterator[Door]:
-    del who
-    with standing(data) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def open_door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     with standing(tmp_path_factory.mktemp("empty") / "data") as made:
         yield made

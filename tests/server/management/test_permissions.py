@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,28 +10,10 @@ from dropless.errors import PermissionDeniedError
 from dropless.server.configuration.endpoint_settings import EndpointSettings
 from dropless.server.identity.principal import Grant, Principal
 from dropless.server.management.local_models import check_local_models
-from tests.server.identity.door import Door, People, people, standing
+from tests.server.identity.door import Door, People
 
 ENDPOINTS = "/api/2.0/serving-endpoints"
 CONFIG = {"served_entities": [{"entity_name": "no-such-model"}]}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(scope="module")
-def who(data: Path) -> Iterator[People]:
-    with people(data) as them:
-        yield them
-
-
-@pytest.fixture(scope="module")
-def door(data: Path, who: People) -> Iterator[Door]:
-    del who  # a store closes the door
-    with standing(data) as it:
-        yield it
 
 
 CALLS = [
