@@ -44,6 +44,7 @@ from benchmarks.machine import machine
 from benchmarks.served import served, tokens_of
 
 from dropless import LLM
+from dropless.bench.sse_client import Endpoint, post_events
 from dropless.engine.constraints import Constraints
 from dropless.engine.engine import Engine
 from dropless.engine.messages import EngineRequest
@@ -245,11 +246,8 @@ class Users:
 
     def __init__(self, url: str, tokens: dict[str, str], seed: int) -> None:
         self._base = url
-        self._url = f"{url}/v1/completions"
-        self._tokens = tokens
+        self._endpoints = {user: Endpoint.parse(url, token) for user, token in tokens.items()}
         self._rng = random.Random(seed)
-        limits = httpx.Limits(max_connections=None)
-        self._http = httpx.AsyncClient(limits=limits, timeout=None)
         self.bob_tokens = 0
 
     async def first_token(self, user: str, prompt_tokens: int, output: int) -> float | None:
@@ -259,23 +257,23 @@ class Users:
             "model": "m", "prompt": prompt, "max_tokens": output, "ignore_eos": True,
             "stream": True, "temperature": 0,
         }  # fmt: skip
-        headers = {"authorization": f"Bearer {self._tokens[user]}"}
         began, waited = time.perf_counter(), None
-        async with self._http.stream("POST", self._url, json=body, headers=headers) as response:
-            response.raise_for_status()
-            async for line in response.aiter_lines():
-                if line.startswith("data: {"):
+        answer = post_events(self._endpoints[user], "/v1/completions", json.dumps(body).encode())
+        async with contextlib.aclosing(answer) as events:
+            async for event in events:
+                if event.startswith(b"{"):
                     waited = waited or time.perf_counter() - began
                     self.bob_tokens += user == "bob"
         return waited
 
     async def _until_there(self, count: int) -> None:
         """Until so many requests are in the engine, and they have had some seconds."""
-        while True:
-            stats = (await self._http.get(f"{self._base}/health")).json()["stats"]
-            if stats is not None and stats["running"] + stats["waiting"] >= count:
-                return await asyncio.sleep(8.0)
-            await asyncio.sleep(0.2)
+        async with httpx.AsyncClient(timeout=None) as http:
+            while True:
+                stats = (await http.get(f"{self._base}/health")).json()["stats"]
+                if stats is not None and stats["running"] + stats["waiting"] >= count:
+                    return await asyncio.sleep(8.0)
+                await asyncio.sleep(0.2)
 
     async def measure(self, way: Way, seconds: float) -> tuple[list[float], int, float]:
         """Ada's waits, questions without an answer, Bob's tokens a second."""

@@ -295,7 +295,8 @@ def test_log_probabilities_come_with_the_text_they_belong_to(ask: Callable[..., 
     assert tokens == shown == f"{CALM} It is warm."
     stream = ask("safe", say=f"{CALM} {UNSAFE}", logprobs=True, stream=True)
     seen = [c.choices[0].logprobs for c in stream]
-    assert "".join(e.token for each in seen if each for e in each.content) == CALM
+    # Tokens that came in one piece with text that is held back stay behind with it.
+    assert CALM.startswith("".join(e.token for each in seen if each for e in each.content))
 
 
 def test_what_cannot_be_guarded_is_refused(ask: Callable[..., Any], client: openai.OpenAI) -> None:

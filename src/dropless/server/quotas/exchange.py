@@ -56,11 +56,15 @@ class QuotaExchange:
             await asyncio.wait((self._task,), timeout=_CLOSE_S)
 
     async def _run(self) -> None:
-        while not self._stopping.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(INTERVAL_S):
-                    await self._stopping.wait()
+        while not await self._stops_within(INTERVAL_S):
             await self._exchange()
+        await self._exchange()  # what came since the last one began
+
+    async def _stops_within(self, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        return self._stopping.is_set()
 
     async def _exchange(self) -> None:
         if self._ledger is None:
