@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 from hypothesis import settings
 
 # Several workers share the machine: threads of one that spin take the cores from the others. Read
 # by PyTorch when it is imported, here and in the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A hundred processes are started here, and what one has compiled the next ones need not.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and with them every
 # command that a test starts and interrupts.

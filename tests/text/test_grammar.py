@@ -126,7 +126,7 @@ def runs(draw: st.DrawFn, kind: str, texts: list[str]) -> tuple[str, str]:
     return text, generate(matcher, budget, random.choice)
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(runs("json_schema", [json.dumps(schema) for schema in SCHEMAS.values()]))
 def test_json_is_valid_whatever_is_sampled_and_wherever_it_ends(run: tuple[str, str]) -> None:
     jsonschema = pytest.importorskip("jsonschema")
@@ -139,7 +139,7 @@ def test_regexes_match_whatever_is_sampled(run: tuple[str, str]) -> None:
     assert re.fullmatch(*run)
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(runs("lark", [LARK]))
 def test_grammars_hold_whatever_is_sampled(run: tuple[str, str]) -> None:
     _, output = run

@@ -25,6 +25,7 @@ HOSTILE = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>
 
 
 def test_numbers_of_real_requests(server: ServerProcess) -> None:
+    server.wait_until_idle()  # of what tests before it left
     with httpx.Client(base_url=server.url) as http:
         before = http.get(f"{BASE}/live").json()
         body = {"model": MODEL_ID, "messages": [{"role": "user", "content": "Hi"}]}
