@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 
+import pytest
 from hypothesis import settings
 
 # Several workers share the machine: threads of one that spin take the cores from the others. Read
@@ -23,3 +24,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+# Folders whose files share processes that take seconds to start.
+_SHARING = {"parallel", "playground", "telemetry"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker gets all tests of a file, or of a folder that shares (`--dist loadgroup`)."""
+    for item in items:
+        folder = item.path.parent
+        group = folder if folder.name in _SHARING else item.path
+        item.add_marker(pytest.mark.xdist_group(str(group.relative_to(item.config.rootpath))))
