@@ -181,17 +181,21 @@ class FairQueue:
     def begin_step(self) -> None:
         """The clocks move on by what was computed, and nobody is passed over any more."""
         self._turns = turns = []
+        rows, whole = self._max_running, self._weight
         for level in self._levels.values():
             tokens, least, most = 0.0, math.inf, 0.0
-            for share in level.shares.values():
-                served, weight = share.served, share.weight
-                tokens += (served - share.counted) * weight
-                share.counted = served
-                most = max(most, served)
-                share.is_within = self._fits(share.num_live, weight, self._weight)
+            for share in level.shares.values():  # may be hundreds: calls cost more than they do
+                served, weight, num_live = share.served, share.weight, share.num_live
+                if served > most:
+                    most = served
+                if served != share.counted:
+                    tokens += (served - share.counted) * weight
+                    share.counted = served
+                share.is_within = num_live == 1 or num_live * whole <= rows * weight  # as `_fits`
                 share.num_passed = 0
                 if share.waiting:
-                    least = min(least, served)
+                    if served < least:
+                        least = served
                     turns.append(self._entry(share))
             level.most = most
             level.now = max(level.now + tokens / level.weight, min(least, most))
