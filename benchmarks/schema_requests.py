@@ -6,16 +6,17 @@
 
 Starts a server with tokens and one endpoint of the default model, and lets Schemathesis read both
 documents, that of the whole server and that of the endpoint, and send what they allow and what they
-do not, as an administrator. What manages users, tokens and permissions comes last, with a token of
-its own: it may well take its own rights away, and then gets 401 or 403. Checks that no answer is a
-5xx, and that statuses, content types and bodies are those that the documents name. Writes
-results/schema_requests.json beside this script, and fails if a check did.
+do not, as an administrator: another one every second, for what manages users, tokens and
+permissions may well take the rights of who asks. Checks that no answer is a 5xx, and that statuses,
+content types and bodies are those that the documents name. Writes results/schema_requests.json
+beside this script, and fails if a check did.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -31,6 +32,8 @@ RESULTS = Path(__file__).parent / "results" / "schema_requests.json"
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance"
 CHECKS += ",response_schema_conformance"
 NAME = "assistant"
+TOKENS = "tokens.txt"
+ADMINISTRATORS = [f"administrator-{number}" for number in range(1000)]
 ACCOUNTS = "token|permissions|scim|session"
 PARTS = {
     "server": ("/openapi.json", ["--exclude-path-regex", ACCOUNTS]),
@@ -39,21 +42,34 @@ PARTS = {
 }
 
 
-def run(part: str, url: str, token: str, options: argparse.Namespace, out: Path) -> Any:
-    """What Schemathesis tells of one part."""
-    document, choice = PARTS[part]
-    command = [options.schemathesis, "run", f"{url}{document}", "--url", url, *choice]
-    command += ["--header", f"Authorization: Bearer {token}", "--checks", options.checks]
-    command += ["--phases", "examples,coverage,fuzzing", "--max-examples", str(options.examples)]
+def run(part: str, url: str, folder: Path, options: argparse.Namespace) -> Any:
+    """What Schemathesis tells of one part, with the tokens in `folder`."""
+    out = folder / f"{part}.ndjson"
+    path, choice = PARTS[part]
+    document, tokens = folder / f"{part}.json", folder / TOKENS
+    authorization = {"Authorization": f"Bearer {tokens.read_text().split()[-1]}"}
+    answer = httpx.get(f"{url}{path}", headers=authorization, timeout=60).raise_for_status()
+    document.write_bytes(answer.content)
+    command = [options.schemathesis, "run", str(document), "--url", url, *choice]
+    command += ["--checks", options.checks, "--phases", "examples,coverage,fuzzing"]
+    command += ["--max-examples", str(options.examples)]
     command += ["--seed", "1", "--workers", "2", "--continue-on-failure", "--no-color"]
     command += ["--request-timeout", "60", "--max-time", str(options.seconds)]
     command += ["--report-ndjson-path", str(out)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parent),
+        "SCHEMATHESIS_HOOKS": "schema_administrators",
+        "DROPLESS_TOKENS": str(tokens),
+    }
     done = subprocess.run(  # which leaves files of its own where it runs
-        command, check=False, capture_output=True, text=True, cwd=out.parent
+        command, check=False, capture_output=True, text=True, cwd=folder, env=environment
     )
     if not out.exists():
         raise SystemExit(f"schemathesis did not run: {done.stdout}{done.stderr}")
     statuses = Counter(_statuses(out))
+    if not statuses:
+        raise SystemExit(f"schemathesis sent nothing: {done.stdout}{done.stderr}")
     summary = done.stdout[done.stdout.rfind("= SUMMARY =") :]
     return {
         "requests": sum(statuses.values()),
@@ -95,19 +111,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=300, help="the most for each part")
     parser.add_argument("--checks", default=CHECKS)
     parser.add_argument("--schemathesis", default=shutil.which("schemathesis") or "schemathesis")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tokens = tokens_of(folder, *PARTS, may="CAN_MANAGE")
+        tokens = tokens_of(folder, *ADMINISTRATORS, may="CAN_MANAGE")
+        (folder / TOKENS).write_text("\n".join(tokens.values()))
         entity = {"model": options.model, "engine": {"max_model_len": 256}}
         document = {"endpoints": [{"name": NAME, "served_entities": [entity]}]}
         with served(document, folder) as (url, _):
-            results = {
-                part: run(part, url, tokens[part], options, folder / f"{part}.ndjson")
-                for part in PARTS
-            }
+            results = {part: run(part, url, folder, options) for part in options.parts}
             httpx.get(f"{url}/health", timeout=60).raise_for_status()
-    report = {"date": datetime.now(UTC).isoformat(timespec="minutes"), **results}
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    report = {**known, "date": datetime.now(UTC).isoformat(timespec="minutes"), **results}
     print(json.dumps(report, indent=1))
     RESULTS.write_text(json.dumps(report, indent=1) + "\n")
     raise SystemExit(any(result["failed"] for result in results.values()))
