@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from dropless import logs
 from dropless.engine import transport
 from dropless.engine.config import EngineConfig
 from dropless.engine.messages import FromEngine, Ping, Shutdown, ToEngine
+from dropless.engine.private_folder import PrivateFolder
 from dropless.errors import DroplessError, EngineDeadError, SettingsError
 
 logger = logging.getLogger(__name__)
@@ -49,10 +49,10 @@ class EngineProcess:
         self._verdict: DroplessError | None = None  # why we killed it
         self._closed = False
         self.died: asyncio.Future[DroplessError] = self._loop.create_future()
-        self._directory = tempfile.TemporaryDirectory(prefix="dropless-")  # mode 0700
-        self._folder = folder = Path(self._directory.name)
+        self._private = PrivateFolder()
+        self._folder = folder = self._private.path
         if len(str(folder / transport.SOCKET_FILE)) > zmq.IPC_PATH_MAX_LEN:
-            self._directory.cleanup()
+            self._private.close()
             raise SettingsError(
                 f"the temporary folder {folder.parent} has too long a path for a Unix socket; "
                 "set TMPDIR to a shorter one"
@@ -141,7 +141,7 @@ class EngineProcess:
         self._loop.remove_reader(self._socket_fd)
         os.close(self._pidfd)
         self._context.destroy(linger=0)
-        self._directory.cleanup()
+        self._private.close()
         own_words = transport.to_error(failure) if failure is not None else None
         self.died.set_result(own_words or self._verdict or _death(code))
 
