@@ -27,7 +27,7 @@ chat: $(VENV)/.runtime  ## set up and chat with the default model in this termin
 test: $(VENV)/.test  ## set up and run the tests
 	@$(BIN)/dropless pull
 	@$(BIN)/dropless pull all-minilm-l6-v2
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup
+	@$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.dev  ## ruff: lint and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import PurePath
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 # Several workers share the machine: threads of one that spin take the cores from the others. Read
 # by PyTorch when it is imported, here and in the processes that tests start.
@@ -29,9 +32,13 @@ settings.load_profile("patient")
 _SHARING = {"parallel", "playground", "telemetry"}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker gets all tests of a file, or of a folder that shares (`--dist loadgroup`)."""
-    for item in items:
-        folder = item.path.parent
-        group = folder if folder.name in _SHARING else item.path
-        item.add_marker(pytest.mark.xdist_group(str(group.relative_to(item.config.rootpath))))
+class _Scheduling(LoadFileScheduling):
+    """One worker gets all tests of a file, or of a folder that shares."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = PurePath(nodeid.partition("::")[0])
+        return str(file.parent if file.parent.name in _SHARING else file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    return _Scheduling(config, log)
