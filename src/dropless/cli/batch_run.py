@@ -17,11 +17,15 @@ from dropless.engine.messages import EngineRequest
 from dropless.engine.output import OutputText
 from dropless.engine.sampling_params import SamplingParams
 from dropless.errors import EngineDeadError, EngineError, InvalidRequestError
+from dropless.server.chat_messages import template_messages
 from dropless.server.errors import invalid_request
 from dropless.server.protocol import ChatBody, CompletionBody
+from dropless.server.tools.prompt import render_chat
 
 Result = dict[str, Any]
-NOT_HERE = ("stream", "echo", "n", "best_of", "logprobs", "prompt_logprobs", "top_logprobs")
+NOT_HERE = (
+    "stream", "echo", "n", "best_of", "logprobs", "prompt_logprobs", "top_logprobs", "tools",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class BatchLine:
 
     params: SamplingParams
     prompt: str | list[int] = ""
-    messages: list[dict[str, str]] | None = None
+    messages: list[dict[str, Any]] | None = None
 
 
 def read_line(line: bytes) -> dict[str, Any]:
@@ -68,7 +72,7 @@ def parse_line(given: dict[str, Any], defaults: dict[str, Any]) -> BatchLine:
     try:
         if "messages" in given:
             chat = ChatBody.model_validate_json(body_json)
-            messages = chat.template_messages()
+            messages = template_messages(chat.messages)
             return BatchLine(chat.sampling_params(), messages=messages)
         body = CompletionBody.model_validate_json(body_json)
     except ValidationError as error:
@@ -138,7 +142,7 @@ async def _answer(
 
 def _token_ids(engine: LocalEngine, line: BatchLine) -> list[int]:
     if line.messages is not None:
-        return engine.template.render(line.messages)
+        return render_chat(engine.template, line.messages, [])
     if isinstance(line.prompt, str):
         return engine.tokenizer.encode(line.prompt, add_bos=engine.tokenizer.add_bos)
     return line.prompt

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from dropless.engine.sampling_params import GrammarSpec, SamplingParams
 from dropless.errors import GrammarError, InvalidRequestError
-from dropless.text.grammar import GrammarCompiler, Matcher
+from dropless.text.grammar import GrammarCompiler, OutputMatcher
 from dropless.text.tokenizer import Tokenizer
 
 
@@ -42,7 +42,7 @@ class Constraints:
             matcher = self._compiler.compile(params.grammar.kind, params.grammar.text)
             self._compiler.check_budget(matcher, max_new_tokens)
 
-    def matcher(self, grammar: GrammarSpec, generated: Sequence[int]) -> Matcher:
+    def matcher(self, grammar: GrammarSpec, generated: Sequence[int]) -> OutputMatcher:
         """A matcher that has followed `generated` already.
 
         Raises:

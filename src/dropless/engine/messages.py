@@ -10,8 +10,8 @@ from dropless.engine.sampling_params import SamplingParams
 
 MOST_WEIGHT = 1000.0  # of an owner of requests; its inverse is the least
 
-# The engine never says content_filter: a server's guardrails do.
-FinishReason = Literal["stop", "length", "abort", "error", "content_filter"]
+# The engine never says the last two: a server does, that judges answers and reads calls in them.
+FinishReason = Literal["stop", "length", "abort", "error", "content_filter", "tool_calls"]
 
 
 class EngineRequest(msgspec.Struct, frozen=True, tag="request"):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dropless.engine.messages import FinishReason, TokenDelta, TokenLogprob
 from dropless.engine.sampling_params import SamplingParams
 from dropless.text.detokenizer import IncrementalDetokenizer
 from dropless.text.tokenizer import Tokenizer
+from dropless.text.tool_calls import CallPiece
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +20,8 @@ class TextDelta:
     `token_ids`, and `logprobs` if asked for, are of the tokens whose text has begun to be visible:
     no stop token is among them, nor a token that lies wholly in a hidden stop string. `stop_reason`
     is the stop string or the one of `stop_token_ids` that ended the request; None for an
-    end-of-sequence token and for all other endings.
+    end-of-sequence token and for all other endings. `calls` is what a server reads of calls, whose
+    text is not in `text` then.
     """
 
     text: str
@@ -26,6 +29,7 @@ class TextDelta:
     logprobs: list[TokenLogprob] | None
     finish_reason: FinishReason | None
     stop_reason: str | int | None
+    calls: Sequence[CallPiece] = ()
 
 
 class OutputText:

@@ -171,7 +171,11 @@ def _edit(logits: Tensor, rows: Sequence[SamplingRow]) -> dict[int, str]:
     biased = [(i, *biases) for i, row in enumerate(rows) if (biases := row.biases())[0]]
     if biased:
         add_biases(logits, *zip(*biased, strict=True))
-    constrained = [(i, row.matcher) for i, row in enumerate(rows) if row.matcher is not None]
+    constrained = [
+        (i, row.matcher)
+        for i, row in enumerate(rows)
+        if row.matcher is not None and row.matcher.restricts
+    ]
     if not constrained:
         return errors
     masks = np.zeros((len(constrained), (logits.shape[1] + 31) // 32), dtype=np.uint32)

@@ -9,7 +9,7 @@ import msgspec
 
 from dropless.errors import InvalidRequestError
 
-GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
+GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "lark", "tool_calls"]
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -20,7 +20,8 @@ MIN_REPETITION_PENALTY = 0.01  # logits are divided by it, and have to stay fini
 
 class GrammarSpec(msgspec.Struct, frozen=True):
     """A constraint on the output. `text` is the JSON schema, regex or Lark grammar as text;
-    for `choice` a JSON array of strings; empty for `json_object`."""
+    for `choice` a JSON array of strings, for `tool_calls` an encoded ToolGrammar; empty for
+    `json_object`."""
 
     kind: GrammarKind
     text: str = ""

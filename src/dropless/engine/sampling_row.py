@@ -8,7 +8,7 @@ import numpy as np
 
 from dropless.engine.logit_edits import TokenCounts
 from dropless.engine.sampling_params import SamplingParams
-from dropless.text.grammar import Matcher
+from dropless.text.grammar import OutputMatcher
 
 
 def is_plain(params: SamplingParams) -> bool:
@@ -33,7 +33,7 @@ class SamplingRow:
         prompt: Sequence[int] = (),
         generated: Sequence[int] = (),
         max_new_tokens: int = 2**31,
-        matcher: Matcher | None = None,
+        matcher: OutputMatcher | None = None,
         end_token_ids: Sequence[int] = (),
         error: str | None = None,
     ) -> None:

@@ -9,6 +9,7 @@ from dropless.engine.sampling_params import SamplingParams
 from dropless.server.answer import Answer, Envelope
 from dropless.server.call import Call
 from dropless.server.chat_answer import ChatAnswer
+from dropless.server.chat_messages import template_messages
 from dropless.server.completion_answer import CompletionAnswer
 from dropless.server.endpoints.endpoint import Endpoint
 from dropless.server.endpoints.engines import ModelEngine
@@ -24,6 +25,7 @@ from dropless.server.protocol import (
     NamedCompletionBody,
 )
 from dropless.server.sharing import Owner
+from dropless.server.tools.definitions import ToolUse
 
 B = TypeVar("B", bound=GenerationBody)
 
@@ -65,11 +67,15 @@ class ChatApi(GenerationApi[ChatBody]):
         engine.ready()
         params = body.sampling_params()
         n = body.choices(MAX_CHAT_CHOICES)
-        messages = body.template_messages()
+        messages = template_messages(body.messages)
         if messages[0]["role"] != "system":
             messages = [*_system(endpoint), *messages]
-        prompt = await engine.encoder.chat(messages)
-        generation = _generation(call, engine, [prompt], params, n, owner, param="messages")
+        use = body.tool_use()
+        tools = [] if use is None else [tool.for_template() for tool in use.offered]
+        prompt = await engine.encoder.chat(messages, tools)
+        generation = _generation(
+            call, engine, [prompt], params, n, owner, param="messages", tools=use
+        )
         envelope = _envelope(call, body, "chatcmpl")
         return ChatAnswer(generation, envelope, engine.names, logprobs=bool(body.logprobs))
 
@@ -137,6 +143,7 @@ def _generation(
     *,
     param: str,
     continues_text: bool = False,
+    tools: ToolUse | None = None,
 ) -> Generation:
     ready = engine.ready()
     for token_ids in prompts:
@@ -157,6 +164,7 @@ def _generation(
         arrival_time=call.arrival_time,
         owner=owner,
         continues_text=continues_text,
+        tools=tools,
     )
 
 

@@ -16,6 +16,8 @@ from dropless.engine.output import OutputText, TextDelta
 from dropless.engine.sampling_params import SamplingParams
 from dropless.errors import EngineDeadError
 from dropless.server.sharing import Owner
+from dropless.server.tools.definitions import ToolUse
+from dropless.server.tools.output import CallingOutput
 from dropless.text.tokenizer import Tokenizer
 
 
@@ -25,7 +27,7 @@ class Choice:
 
     index: int
     request: EngineRequest
-    output: OutputText
+    output: OutputText | CallingOutput
     num_generated: int = 0
     num_cached: int = 0
     scheduled_time: float = 0.0
@@ -243,9 +245,11 @@ def make_generation(
     arrival_time: float,
     owner: Owner,
     continues_text: bool,
+    tools: ToolUse | None,
 ) -> Generation:
     """n sequences for each prompt. With a seed, answer i of a prompt gets seed + i.
-    `continues_text` says that the output continues the prompt's text (a plain completion)."""
+    `continues_text` says that the output continues the prompt's text (a plain completion),
+    `tools` what it may call."""
     choices: list[Choice] = []
     for prompt_token_ids in prompts:
         for i in range(n):
@@ -260,8 +264,9 @@ def make_generation(
                 priority=owner.priority,
                 weight=owner.weight,
             )
-            output = OutputText(tokenizer, own_params, continues_text=continues_text)
-            choices.append(Choice(len(choices), request, output))
+            text = OutputText(tokenizer, own_params, continues_text=continues_text)
+            calling = tools and CallingOutput(text, text_first=not tools.must_call)
+            choices.append(Choice(len(choices), request, calling or text))
     return Generation(engine, choices, n, arrival_time)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dropless.errors import ContextLengthError, InvalidRequestError
 from dropless.server.protocol import Prompt
+from dropless.server.tools.prompt import render_chat
 from dropless.text.chat_template import ChatTemplate
 from dropless.text.infill import infill_prompt
 from dropless.text.tokenizer import Tokenizer
@@ -28,10 +29,16 @@ class PromptEncoder:
         self._template = template
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode-prompts")
 
-    async def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Raises ChatTemplateError."""
+    async def chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
+        """Of messages as templates know them; `tools` are the functions that the model is told of.
+        Raises ChatTemplateError."""
         size = sum(len(message["content"]) for message in messages)
-        return await self._run(size, lambda: self._template.render(messages))
+        calls = [message["tool_calls"] for message in messages if "tool_calls" in message]
+        if tools or calls:
+            size += len(repr((tools, calls)))
+        return await self._run(size, lambda: render_chat(self._template, messages, tools))
 
     async def completion(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Texts get a beginning-of-text token if the model is used to one; ids stay as they are."""

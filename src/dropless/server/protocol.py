@@ -11,23 +11,20 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+import msgspec
+from pydantic import BeforeValidator, Field, model_validator
 
 from dropless.engine.sampling_params import GrammarKind, GrammarSpec, SamplingParams
 from dropless.errors import InvalidRequestError
+from dropless.server.chat_messages import ChatMessage, check_messages
+from dropless.server.strict_body import StrictBody
+from dropless.server.tools.definitions import ToolBody, ToolChoice, ToolUse, tool_use
 from dropless.server.unsupported_fields import refuse_unsupported
 
 MAX_CHAT_CHOICES = 5
 MAX_COMPLETION_CHOICES = 128
 MAX_SEQUENCES = 1024  # prompts times n of one completions request
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, for /v1/completions only
-ROLES = ("system", "developer", "user", "assistant")
-
-
-class StrictBody(BaseModel):
-    """Strict types, finite numbers; other fields are kept in `model_extra` to be judged."""
-
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
 def _as_list(value: Any) -> Any:
@@ -222,46 +219,6 @@ def _structured_constraints(structured: StructuredOutputs | None) -> list[Gramma
     return specs
 
 
-def _joined_text(content: Any) -> Any:
-    """Content as one string: OpenAI also allows a list of parts, of which only text is served."""
-    if not isinstance(content, list):
-        return content
-    texts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise InvalidRequestError(
-                f"a content part is of type {kind!r}; this model reads text only: send parts "
-                '{"type": "text", "text": "..."} or a plain string',
-                param="messages",
-            )
-        texts.append(part["text"])
-    return "".join(texts)
-
-
-class ChatMessage(StrictBody):
-    """One message. `name` is accepted and not shown to the model."""
-
-    role: str
-    content: Annotated[str, BeforeValidator(_joined_text)]
-    name: str | None = None
-
-    @model_validator(mode="after")
-    def _check_fields(self) -> ChatMessage:
-        if self.role in ("tool", "function"):
-            raise InvalidRequestError(
-                f"a message has the role {self.role!r}: tools are not supported yet",
-                param="messages",
-            )
-        if self.role not in ROLES:
-            raise InvalidRequestError(
-                f"a message has the role {self.role!r}; use one of {', '.join(ROLES)}",
-                param="messages",
-            )
-        refuse_unsupported(self.model_extra or {}, where="messages")
-        return self
-
-
 class ChatBody(GenerationBody):
     """The body of POST /v1/chat/completions."""
 
@@ -270,27 +227,22 @@ class ChatBody(GenerationBody):
     logprobs: bool | None = None
     top_logprobs: int | None = None
 
+    tools: list[ToolBody] | None = None
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool | None = None
+
     @model_validator(mode="after")
     def _check_messages(self) -> ChatBody:
-        if not self.messages:
-            raise InvalidRequestError(
-                "messages is empty; send at least one message", param="messages"
-            )
-        for i, message in enumerate(self.messages):
-            if message.role in ("system", "developer") and i > 0:
-                raise InvalidRequestError(
-                    f"messages[{i}] is a {message.role} message; only the first message may be "
-                    "one: put all instructions there",
-                    param="messages",
-                )
+        check_messages(self.messages)
         return self
 
-    def template_messages(self) -> list[dict[str, str]]:
-        """The messages as chat templates know them: `developer` is the newer name of `system`."""
-        return [
-            {"role": "system" if m.role == "developer" else m.role, "content": m.content}
-            for m in self.messages
-        ]
+    def tool_use(self) -> ToolUse | None:
+        """Which functions the answer may call; None: none.
+
+        Raises:
+            InvalidRequestError: the fields that say so contradict each other.
+        """
+        return tool_use(self.tools, self.tool_choice, self.parallel_tool_calls)
 
     def sampling_params(self) -> SamplingParams:
         """Raises InvalidRequestError for values out of range or in conflict."""
@@ -305,11 +257,22 @@ class ChatBody(GenerationBody):
             raise InvalidRequestError(
                 "top_logprobs is only allowed with logprobs true", param="top_logprobs"
             )
-        return self._sampling_params(
+        params = self._sampling_params(
             max_tokens=limits.pop() if limits else None,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             prompt_logprobs=self.prompt_logprobs,
         )
+        use = self.tool_use()
+        if use is None:
+            return params
+        if params.grammar is not None:
+            other = "response_format" if self.structured_outputs is None else "structured_outputs"
+            raise InvalidRequestError(
+                f"{other} constrains the whole answer, and so do tools; send one of them, or "
+                "tool_choice none",
+                param=other,
+            )
+        return msgspec.structs.replace(params, grammar=use.grammar())
 
 
 class NamedChatBody(ChatBody):

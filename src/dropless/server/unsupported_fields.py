@@ -11,7 +11,6 @@ from dropless.errors import InvalidRequestError
 _HARMLESS = frozenset(
     {
         "metadata",
-        "parallel_tool_calls",
         "prediction",
         "prompt_cache_key",
         "prompt_cache_options",
@@ -35,9 +34,6 @@ _NOT_SUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "reasoning_effort": (None, "none"),
     "refusal": (None,),
     "suffix": (None, ""),
-    "tool_calls": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
     "use_raw_prompt": (None, True),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),

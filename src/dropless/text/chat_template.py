@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from jinja2 import meta
 
 from dropless.errors import ChatTemplateError, CheckpointError
 from dropless.text.control_guard import ControlGuard
 from dropless.text.hf_vocab import read_chat_template
 from dropless.text.template_sandbox import TemplateSandbox, render_bounded
 from dropless.text.tokenizer import Tokenizer
+from dropless.text.tool_calls import OPEN
 
 _ROLES = ("system", "user", "assistant", "tool")
 
@@ -33,13 +37,30 @@ class ChatTemplate:
         except Exception as error:  # a template is a program by somebody else
             raise CheckpointError(f"the model's chat template does not compile: {error}") from error
 
+    @cached_property
+    def knows_calls(self) -> bool:
+        """Whether it tells the model of functions, and of calls in the form that is served."""
+        if self.source is None or OPEN not in self.source:
+            return False
+        return "tools" in meta.find_undeclared_variables(TemplateSandbox().parse(self.source))
+
+    @cached_property
+    def takes_system(self) -> bool:
+        """Whether a system message may come first."""
+        try:
+            self.render([{"role": "system", "content": "a"}, {"role": "user", "content": "b"}])
+        except ChatTemplateError:
+            return False
+        return True
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
-        """Prompt token ids of a conversation: `{"role": ..., "content": ...}` messages.
+        """Prompt token ids of a conversation: `{"role": ..., "content": ...}` messages, and as
+        transformers has them `tool_calls`, whose arguments are mappings, and `tools`.
 
         The template's default system prompt, if it has one, appears when no system message is
         given. `add_generation_prompt` ends the prompt with the opening of the assistant's answer.

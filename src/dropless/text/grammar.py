@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from dropless.errors import GrammarError
 from dropless.text.grammar_closing import ClosingSearch, SearchLimits
 from dropless.text.tokenizer import Tokenizer
+from dropless.text.tool_calls import OPEN
+from dropless.text.tool_grammar import ToolGrammar, ToolMatcher
 
 MAX_GRAMMAR_CHARS = 64 * 1024
 MAX_CHOICES = 4096
@@ -48,6 +50,8 @@ class _Grammar:
 
 class Matcher:
     """Follows one output through its grammar. Not thread-safe; one per sequence."""
+
+    restricts = True  # some tokens are not allowed next
 
     def __init__(self, grammar: _Grammar, search: ClosingSearch, eos_token_id: int) -> None:
         self.min_tokens_to_finish = len(grammar.closing)
@@ -144,6 +148,9 @@ class Matcher:
             )
 
 
+OutputMatcher = Matcher | ToolMatcher
+
+
 class GrammarCompiler:
     """Compiles grammars for one tokenizer; safe to use from several threads."""
 
@@ -172,22 +179,33 @@ class GrammarCompiler:
             eos_token=ends,
         )
         self._compiled = lru_cache(_CACHED_GRAMMARS)(self._compile)
+        self._compiled_tools = lru_cache(_CACHED_GRAMMARS)(self._compile_tools)
+        self._token_bytes = tokenizer.token_bytes
 
-    def compile(self, kind: str, text: str) -> Matcher:
+    def compile(self, kind: str, text: str) -> OutputMatcher:
         """A matcher at the start of an output.
 
         Args:
-            kind: json_object, json_schema, regex, choice or lark.
-            text: the schema, expression or grammar; for choice a JSON array of strings; ignored
-                for json_object.
+            kind: json_object, json_schema, regex, choice, lark or tool_calls.
+            text: the schema, expression or grammar; for choice a JSON array of strings, for
+                tool_calls an encoded ToolGrammar; ignored for json_object.
 
         Raises:
             GrammarError: not understood, not supported, too large, or nothing satisfies it.
         """
+        if kind == "tool_calls":
+            calls, text_first = self._compiled_tools(text)
+            return ToolMatcher(
+                calls,
+                text_first=text_first,
+                token_bytes=self._token_bytes,
+                spell=self._search.spell,
+                eos_token_id=self._eos,
+            )
         grammar = self._compiled(kind, "" if kind == "json_object" else text)
         return Matcher(grammar, self._search, self._eos)
 
-    def check_budget(self, matcher: Matcher, max_tokens: int) -> None:
+    def check_budget(self, matcher: OutputMatcher, max_tokens: int) -> None:
         """Refuse a budget in which no valid output fits.
 
         Raises:
@@ -222,12 +240,36 @@ class GrammarCompiler:
             )
         return _Grammar(matcher, closing, memory)
 
+    def _compile_tools(self, text: str) -> tuple[Any, bool]:
+        """llguidance's matcher before the first call, and whether text may stand before it."""
+        if len(text) > MAX_GRAMMAR_CHARS:
+            raise GrammarError(
+                f"the names and parameters of the tools have {len(text)} characters; at most "
+                f"{MAX_GRAMMAR_CHARS} are allowed",
+                param="tools",
+            )
+        tools = ToolGrammar.decode(text)
+        try:
+            source = llguidance.LLMatcher.grammar_from_lark(tools.lark(_JSON_OPTIONS))
+            matcher = llguidance.LLMatcher(self._ll_tokenizer, source, log_level=0)
+        except (ValueError, TypeError) as error:
+            raise GrammarError(tools.problem(str(error)), param="tools") from error
+        if matcher.is_error():
+            raise GrammarError(tools.problem(matcher.get_error()), param="tools")
+        if self._search.spell(OPEN.encode()) is None:
+            raise GrammarError(f"this model has no tokens to write {OPEN} with", param="tools")
+        return matcher, tools.text_first
+
 
 class _TokenizerView:
     """What llguidance asks of a tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer, pieces: Sequence[bytes], eos: int) -> None:
-        control = {i: text for text, i in tokenizer.control_tokens.items() if i < len(pieces)}
+        control = {
+            i: text
+            for text, i in tokenizer.control_tokens.items()
+            if i < len(pieces) and not pieces[i]
+        }
         self.eos_token_id = eos
         self.bos_token_id = tokenizer.bos_token_id
         self.special_token_ids = sorted(control)

@@ -85,16 +85,22 @@ class ClosingSearch:
             return list(closing[1:])
         if not piece or not text.startswith(piece):
             return list(closing)
-        rest: list[int] = []
-        start = len(piece)
+        rest = self.spell(text[len(piece) :])
+        return list(closing) if rest is None else rest
+
+    def spell(self, text: bytes) -> list[int] | None:
+        """Tokens that are together these bytes; None if there are none, as for a part of a
+        character of which only the whole is a token."""
+        ids: list[int] = []
+        start = 0
         while start < len(text):
             sizes = range(min(self._longest, len(text) - start), 0, -1)
             size = next((n for n in sizes if text[start : start + n] in self._id_of), 0)
-            if not size:  # a character of which only the whole is a token
-                return list(closing)
-            rest.append(self._id_of[text[start : start + size]])
+            if not size:
+                return None
+            ids.append(self._id_of[text[start : start + size]])
             start += size
-        return rest
+        return ids
 
     def find(
         self,

@@ -8,6 +8,7 @@ from pathlib import Path
 from dropless.errors import CheckpointError
 from dropless.text.gguf_vocab import load_gguf_vocabulary
 from dropless.text.hf_vocab import load_hf_vocabulary
+from dropless.text.tool_calls import CLOSE, OPEN
 from dropless.text.vocabulary import CHATML, Vocabulary
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
@@ -17,13 +18,16 @@ class Tokenizer:
     """Encodes and decodes exactly as the model it belongs to was trained with.
 
     A token is some bytes; a text is the bytes of its tokens joined and read as UTF-8. Control
-    tokens (begin, end, role marks) stand for no text: only a chat template or the caller's own
-    token ids bring them into a prompt.
+    tokens (begin, end, role marks) stand for no text, but for the marks of calls: only a chat
+    template or the caller's own token ids bring them into a prompt.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        self._pieces = vocabulary.pieces
+        self._pieces = list(vocabulary.pieces)
+        for mark in (OPEN, CLOSE):  # text of an answer, also where a prompt has a control token
+            if mark in vocabulary.control_tokens:
+                self._pieces[vocabulary.control_tokens[mark]] = mark.encode()
         self._control_texts = {i: text for text, i in vocabulary.control_tokens.items()}
         self.vocab_size = len(vocabulary.pieces)
         self.bos_token_id = vocabulary.bos_token_id
@@ -64,7 +68,8 @@ class Tokenizer:
         return data.decode("utf-8", errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes a token stands for: empty for control tokens and ids without a token."""
+        """The bytes a token stands for: empty for control tokens, but for the marks of calls, and
+        for ids without a token."""
         return self._pieces[token_id] if 0 <= token_id < self.vocab_size else b""
 
     def is_control(self, token_id: int) -> bool:

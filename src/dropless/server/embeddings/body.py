@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, model_validator
 
 from dropless.errors import InvalidRequestError
 from dropless.server.embeddings.model import DIMENSIONS
-from dropless.server.protocol import StrictBody
+from dropless.server.strict_body import StrictBody
 from dropless.server.unsupported_fields import refuse_unsupported
 
 MAX_INPUTS = 2048
