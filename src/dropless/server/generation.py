@@ -265,7 +265,7 @@ def make_generation(
                 weight=owner.weight,
             )
             text = OutputText(tokenizer, own_params, continues_text=continues_text)
-            calling = tools and CallingOutput(text, text_first=not tools.must_call)
+            calling = tools and CallingOutput(text, tools)
             choices.append(Choice(len(choices), request, calling or text))
     return Generation(engine, choices, n, arrival_time)
 

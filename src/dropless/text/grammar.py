@@ -16,13 +16,14 @@ from typing import Any
 
 import llguidance
 import numpy as np
+import regex
 from numpy.typing import NDArray
 
 from dropless.errors import GrammarError
 from dropless.text.grammar_closing import ClosingSearch, SearchLimits
 from dropless.text.tokenizer import Tokenizer
-from dropless.text.tool_calls import OPEN
-from dropless.text.tool_grammar import ToolGrammar, ToolMatcher
+from dropless.text.tool_calls import OPEN, unmarked_call
+from dropless.text.tool_grammar import CompiledTools, ToolGrammar, ToolMatcher
 
 MAX_GRAMMAR_CHARS = 64 * 1024
 MAX_CHOICES = 4096
@@ -194,14 +195,8 @@ class GrammarCompiler:
             GrammarError: not understood, not supported, too large, or nothing satisfies it.
         """
         if kind == "tool_calls":
-            calls, text_first = self._compiled_tools(text)
-            return ToolMatcher(
-                calls,
-                text_first=text_first,
-                token_bytes=self._token_bytes,
-                spell=self._search.spell,
-                eos_token_id=self._eos,
-            )
+            tools = self._compiled_tools(text)
+            return ToolMatcher(tools, self._token_bytes, self._search.spell, self._eos)
         grammar = self._compiled(kind, "" if kind == "json_object" else text)
         return Matcher(grammar, self._search, self._eos)
 
@@ -240,25 +235,33 @@ class GrammarCompiler:
             )
         return _Grammar(matcher, closing, memory)
 
-    def _compile_tools(self, text: str) -> tuple[Any, bool]:
-        """llguidance's matcher before the first call, and whether text may stand before it."""
+    def _compile_tools(self, text: str) -> CompiledTools:
         if len(text) > MAX_GRAMMAR_CHARS:
             raise GrammarError(
                 f"the names and parameters of the tools have {len(text)} characters; at most "
                 f"{MAX_GRAMMAR_CHARS} are allowed",
                 param="tools",
             )
+        if self._search.spell(OPEN.encode()) is None:
+            raise GrammarError(f"this model has no tokens to write {OPEN} with", param="tools")
         tools = ToolGrammar.decode(text)
+        return CompiledTools(
+            self._calls_matcher(tools, marked=True),
+            self._calls_matcher(tools, marked=False) if tools.text_first else None,
+            regex.compile(unmarked_call(f.name for f in tools.functions).encode()),
+        )
+
+    def _calls_matcher(self, tools: ToolGrammar, *, marked: bool) -> Any:
         try:
-            source = llguidance.LLMatcher.grammar_from_lark(tools.lark(_JSON_OPTIONS))
+            source = llguidance.LLMatcher.grammar_from_lark(
+                tools.lark(_JSON_OPTIONS, marked=marked)
+            )
             matcher = llguidance.LLMatcher(self._ll_tokenizer, source, log_level=0)
         except (ValueError, TypeError) as error:
             raise GrammarError(tools.problem(str(error)), param="tools") from error
         if matcher.is_error():
             raise GrammarError(tools.problem(matcher.get_error()), param="tools")
-        if self._search.spell(OPEN.encode()) is None:
-            raise GrammarError(f"this model has no tokens to write {OPEN} with", param="tools")
-        return matcher, tools.text_first
+        return matcher
 
 
 class _TokenizerView:

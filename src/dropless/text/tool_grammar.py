@@ -1,7 +1,7 @@
 """The grammar of an answer that calls functions, and the matcher that follows it.
 
-An answer that may also be text is not restricted until it comes to the mark that opens a call: so
-long it costs a comparison of a few bytes for each token. Calls are not closed early when their
+An answer that may also be text is not restricted until a call begins in it: so long it costs a
+comparison of a few bytes for each token. Calls are not closed early when their
 budget ends, other than JSON answers: half-meant arguments are worse than none.
 """
 
@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dropless.errors import GrammarError
-from dropless.text.tool_calls import CLOSE, OPEN
+from dropless.text.tool_calls import CLOSE, MAX_SPACES, OPEN
 
 MAX_CALLS = 32  # of one answer: a small model may repeat itself
 _OPEN_BYTES = OPEN.encode()
-_FIRST_ARGUMENTS_LINE = 4  # of the grammar as `lark` writes it
+_FIRST_ARGUMENTS_LINE = 7  # of the grammar as `lark` writes it
 _MAX_REASON_CHARS = 400
 
 Spell = Callable[[bytes], list[int] | None]  # any tokens that are together these bytes
@@ -55,20 +55,25 @@ class ToolGrammar:
         functions, text_first, parallel = json.loads(text)
         return cls(tuple(Function(*function) for function in functions), text_first, parallel)
 
-    def lark(self, json_options: dict[str, Any]) -> str:
-        """Of the calls, in llguidance's notation."""
-        more = f'("\\n" call){{0,{MAX_CALLS - 1}}}' if self.parallel else ""
-        heads = [json.dumps(f'{{"name": "{f.name}", "arguments": ') for f in self.functions]
-        options = [{**json_options, "lenient": not f.strict} for f in self.functions]
-        rules = [
-            f"start: call {more}",
-            f'call: "{OPEN}" /[ \\n]{{0,4}}/ body "}}\\n{CLOSE}"',
-            "body: " + " | ".join(f"{head} arguments_{i}" for i, head in enumerate(heads)),
-        ]
-        rules += [
-            f"arguments_{i}: %json {json.dumps({**f.schema, 'x-guidance': options[i]})}"
+    def lark(self, json_options: dict[str, Any], *, marked: bool) -> str:
+        """Of the calls, with marks around them or without, in llguidance's notation."""
+        more = f"(SPACES? call){{0,{MAX_CALLS - 1}}}" if self.parallel else ""
+        call = f'"{OPEN}" SPACES? object SPACES? "{CLOSE}"' if marked else "object"
+        pairs = [
+            f'{json.dumps(json.dumps(f.name))} SPACES? "," SPACES? arguments arguments_{i}'
             for i, f in enumerate(self.functions)
         ]
+        rules = [
+            f"start: call {more}",
+            f"call: {call}",
+            'object: "{" SPACES? "\\"name\\"" SPACES? ":" SPACES? pair SPACES? "}"',
+            f"pair: {' | '.join(pairs)}",
+            'arguments: "\\"arguments\\"" SPACES? ":" SPACES?',
+            f"SPACES: /[ \\t\\r\\n]{{1,{MAX_SPACES}}}/",
+        ]
+        for i, f in enumerate(self.functions):
+            options = {**json_options, "lenient": not f.strict}
+            rules.append(f"arguments_{i}: %json {json.dumps({**f.schema, 'x-guidance': options})}")
         return "\n".join(rules) + "\n"
 
     def problem(self, error: str) -> str:
@@ -82,6 +87,16 @@ class ToolGrammar:
         return f"the parameters of the function {function.name!r} cannot be used: {reason}"
 
 
+@dataclass(frozen=True, slots=True)
+class CompiledTools:
+    """A ToolGrammar for one vocabulary: llguidance's matchers at its start, and how the beginning
+    of an unmarked call looks, in bytes. `unmarked` is None where no text may stand first."""
+
+    marked: Any
+    unmarked: Any | None
+    beginning: Any
+
+
 class ToolMatcher:
     """Follows one answer. Not thread-safe; one per sequence."""
 
@@ -89,20 +104,20 @@ class ToolMatcher:
 
     def __init__(
         self,
-        calls: Any,
-        *,
-        text_first: bool,
+        tools: CompiledTools,
         token_bytes: Callable[[int], bytes],
         spell: Spell,
         eos_token_id: int,
     ) -> None:
-        """`calls` is a matcher of llguidance's before the first call; it is left as it is."""
-        self._start = calls
-        self._calls = None if text_first else calls.deep_copy()  # None: no call has begun
+        self._tools = tools
         self._token_bytes = token_bytes
         self._spell = spell
         self._eos = eos_token_id
-        self._tail = b""  # the end of the text, as much as may be the beginning of a mark
+        self._calls = None if tools.unmarked is not None else tools.marked.deep_copy()
+        # While no call has begun: the end of the text, as much as may be the beginning of a mark;
+        # and all of it, as long as it may be the beginning of an unmarked call.
+        self._tail = b""
+        self._all: bytes | None = b""
 
     @property
     def restricts(self) -> bool:
@@ -131,21 +146,26 @@ class ToolMatcher:
         """Follow one token; False, and no change, if it is not allowed."""
         if self._calls is not None:
             return bool(self._calls.try_consume_tokens([token_id]) == 1)
-        text = self._tail + self._token_bytes(token_id)
-        at = text.find(_OPEN_BYTES)
-        if at < 0:
-            self._tail = text[1 - len(_OPEN_BYTES) :]
+        piece = self._token_bytes(token_id)
+        begun = self._begun(piece)
+        if begun is None:
+            self._tail = (self._tail + piece)[1 - len(_OPEN_BYTES) :]
+            if self._all is not None:
+                self._all += piece
+                if self._tools.beginning.match(self._all, partial=True) is None:
+                    self._all = None
             return True
-        ids = self._spell(text[at:])
-        calls = self._start.deep_copy()
+        calls, text, _ = begun
+        ids = self._spell(text)
+        calls = calls.deep_copy()
         if ids is None or calls.try_consume_tokens(ids) != len(ids):
             return False
         self._calls = calls
         return True
 
     def choose(self, token_id: int, remaining: int) -> int:
-        """Follow `token_id`, or where it opens a call and goes on as none does, a token that only
-        opens it. Returns the token that was followed and belongs into the output.
+        """Follow `token_id`, or where it begins a call and goes on as none does, a token that only
+        begins it. Returns the token that was followed and belongs into the output.
 
         Raises:
             GrammarError: the grammar became too complex at this point.
@@ -157,11 +177,26 @@ class ToolMatcher:
             self._check_error()
             return self._eos
         piece = self._token_bytes(token_id)
-        end = (self._tail + piece).find(_OPEN_BYTES) + len(_OPEN_BYTES) - len(self._tail)
-        spelled = self._spell(piece[:end])
-        if spelled is None or not self.accept(spelled[0]):
+        begun = self._begun(piece)
+        ids = None if begun is None else self._spell(piece[: len(piece) - begun[2]])
+        if not ids or not self.accept(ids[0]):
             raise GrammarError(f"this model has no tokens to write {OPEN} with", param="tools")
-        return spelled[0]
+        return ids[0]
+
+    def _begun(self, piece: bytes) -> tuple[Any, bytes, int] | None:
+        """If this piece begins a call: the matcher at its start, its text so far, and how much of
+        that lies behind what tells that it is a call."""
+        text = self._tail + piece
+        at = text.find(_OPEN_BYTES)
+        if at >= 0:
+            return self._tools.marked, text[at:], len(text) - at - len(_OPEN_BYTES)
+        if self._all is None:
+            return None
+        text = self._all + piece
+        match = self._tools.beginning.match(text)
+        if match is None:
+            return None
+        return self._tools.unmarked, text[match.start("call") :], len(text) - match.end()
 
     def _check_error(self) -> None:
         if self._calls is not None and self._calls.is_error():

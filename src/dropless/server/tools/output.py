@@ -10,6 +10,7 @@ import msgspec
 
 from dropless.engine.messages import FinishReason, TokenDelta, TokenLogprob
 from dropless.engine.output import OutputText, TextDelta
+from dropless.server.tools.definitions import ToolUse
 from dropless.text.tool_calls import CallPiece, CallReader
 
 
@@ -17,9 +18,10 @@ class CallingOutput:
     """Stands in `OutputText`'s place. Tokens, and their log probabilities, are shown with the text
     that they are of; those of calls, and of the marks around them, are not."""
 
-    def __init__(self, output: OutputText, *, text_first: bool) -> None:
+    def __init__(self, output: OutputText, tools: ToolUse) -> None:
+        names = [tool.function.name for tool in tools.callable]
         self._output = output
-        self._reader = CallReader(text_first=text_first)
+        self._reader = CallReader(names, text_first=not tools.must_call)
         self._came = self._shown = 0  # characters
         self._waiting: deque[tuple[int, TextDelta]] = deque()  # where its text ends; for its tokens
 
@@ -36,8 +38,8 @@ class CallingOutput:
             self._came += len(raw.text)
             if self._reader.is_text:
                 self._waiting.append((self._came, raw))
-            if raw.finish_reason == "stop":
-                more_text += self._reader.finish()
+            if raw.finish_reason is not None:
+                more_text += self._reader.finish(cut=raw.finish_reason != "stop")
             text += more_text
             calls += more_calls
             self._shown += len(more_text)
