@@ -32,6 +32,10 @@ def schema(value: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "s", "schema": value}}
 
 
+def function(parameters: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "parameters": parameters}}
+
+
 # name: path, body, status, code, what the message must say
 BAD: dict[str, tuple[str, bytes, int, str | None, str]] = {
     "empty body": (CHAT, b"", 400, "invalid_json", "not valid JSON"),
@@ -49,7 +53,21 @@ BAD: dict[str, tuple[str, bytes, int, str | None, str]] = {
     "unknown role": (CHAT, chat(messages=[{**USER, "role": "robot"}]), 400, None, "'robot'"),
     "an image": (CHAT, chat(messages=[{**USER, "content": [IMAGE]}]), 400, None, "'image_url'"),
     "unknown field": (CHAT, chat(tempo=1), 400, "unknown_parameter", "'tempo'"),
-    "tools": (CHAT, chat(tools=[{}]), 400, "unsupported_parameter", "tools is not supported yet"),
+    "half a tool": (CHAT, chat(tools=[{}]), 400, None, r"tools\[0\].type is missing"),
+    "a tool's impossible schema": (
+        CHAT,
+        chat(tools=[function({"type": "object", "properties": {"a": {"type": "colour"}}})]),
+        400,
+        "invalid_grammar",
+        "the function 'f' cannot be used.*colour",
+    ),
+    "the result of no call": (
+        CHAT,
+        chat(messages=[{"role": "tool", "tool_call_id": "c", "content": "1"}]),
+        400,
+        None,
+        "the tool_call_id 'c'",
+    ),
     "body of 10 MB": (CHAT, chat(user="x" * 10**7), 413, "request_too_large", "4194304"),
     "prompt too long": (
         CHAT,

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from dropless.engine.sampling_params import GrammarSpec, SamplingParams
 from dropless.errors import InvalidRequestError
+from dropless.server.chat_messages import template_messages
 from dropless.server.errors import to_http_error
 from dropless.server.protocol import ChatBody, CompletionBody
 
@@ -112,7 +113,7 @@ def test_scoring_a_prompt_asks_for_its_logprobs() -> None:
 def test_text_parts_are_joined_and_developer_is_system() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     body = chat(messages=[{"role": "developer", "content": "be brief"}, {**USER, "content": parts}])
-    assert body.template_messages() == [
+    assert template_messages(body.messages) == [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "ab"},
     ]
@@ -141,11 +142,8 @@ HARMLESS = {
     "user": "u",
     "metadata": {"a": "b"},
     "store": True,
-    "parallel_tool_calls": False,
     "client_request_id": "c",
     "usage_context": {"project": "p"},
-    "tools": [],
-    "tool_choice": "none",
     "modalities": ["text"],
 }
 
@@ -155,8 +153,7 @@ def test_fields_that_change_nothing_are_accepted() -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-    ({"tool_choice": "required"}, "tool_choice"),
+    ({"functions": [{"name": "f"}]}, "functions"),
     ({"reasoning_effort": "high"}, "reasoning_effort"),
     ({"modalities": ["text", "audio"]}, "modalities"),
     ({"extra_body": {"top_k": 4}}, "extra_body"),
@@ -165,8 +162,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "system", "content": "a"}] * 2}, "messages"),
     ({"messages": [USER, {"role": "system", "content": "late"}]}, "messages"),
     ({"messages": [{"role": "robot", "content": "a"}]}, "messages"),
-    ({"messages": [{"role": "tool", "content": "a"}]}, "messages"),
-    ({"messages": [{**USER, "tool_calls": [{}]}]}, "messages"),
     (
         {"messages": [{**USER, "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         "messages",

@@ -11,7 +11,12 @@ import pytest
 
 from dropless.errors import TableError
 from dropless.tables import InferenceTable
-from dropless.tables.conversations import Wanted
+from dropless.tables.conversations import (
+    Conversation,
+    Wanted,
+    read_conversation,
+    without_repetitions,
+)
 from dropless.tables.export import Export, export_chats
 from dropless.tables.rows import PayloadRow
 from dropless.tables.table_name import USAGE
@@ -154,3 +159,27 @@ def test_the_split_stays_the_same_when_the_table_grows(tmp_path: Path) -> None:
     assert 0.2 < len(test) / 600 < 0.4
     asked = {texts[0] for texts in many}
     assert not any(c["messages"][0]["content"] in asked for c in test)
+
+
+def test_calls_results_and_functions_belong_to_a_conversation() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "sky", "arguments": "{}"}}
+    tools = [{"type": "function", "function": {"name": "sky"}}]
+    asked = {"role": "user", "content": "Is it blue?"}
+    called = {"role": "assistant", "content": None, "refusal": None, "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": "c", "content": "yes"}
+    answer = {"role": "assistant", "content": "It is."}
+
+    def logged(messages: list[Any], message: Any, reason: str) -> Conversation:
+        request = json.dumps({"model": "m", "messages": messages, "tools": tools})
+        response = json.dumps({"choices": [{"message": message, "finish_reason": reason}]})
+        time = datetime.datetime(2024, 10, 4)
+        read = read_conversation("r", time, None, request, response)
+        assert read is not None
+        assert Wanted().takes(read)
+        return read
+
+    first = logged([asked], called, "tool_calls")
+    second = logged([asked, called, result], answer, "stop")
+    assert first.body()["messages"][1] == {"role": "assistant", "tool_calls": [call]}
+    assert second.body() == {"messages": [asked, called, result, answer], "tools": tools}
+    assert list(without_repetitions(lambda: [first, second])) == [second]

@@ -77,7 +77,13 @@ class ChatApi(GenerationApi[ChatBody]):
             call, engine, [prompt], params, n, owner, param="messages", tools=use
         )
         envelope = _envelope(call, body, "chatcmpl")
-        return ChatAnswer(generation, envelope, engine.names, logprobs=bool(body.logprobs))
+        return ChatAnswer(
+            generation,
+            envelope,
+            engine.names,
+            logprobs=bool(body.logprobs),
+            may_call=use is not None,
+        )
 
 
 class CompletionApi(GenerationApi[CompletionBody]):

@@ -32,17 +32,25 @@ class _Call:
 
 
 class ChatAnswer(Answer[Entries]):
-    """`logprobs` says whether the client asked for them."""
+    """`logprobs` says whether the client asked for them. One that `may_call` functions has content
+    null where it has no text."""
 
     body_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
     def __init__(
-        self, generation: Generation, envelope: Envelope, names: TokenNames, *, logprobs: bool
+        self,
+        generation: Generation,
+        envelope: Envelope,
+        names: TokenNames,
+        *,
+        logprobs: bool,
+        may_call: bool,
     ) -> None:
         super().__init__(generation, envelope)
         self._names = names
         self._logprobs = logprobs
+        self._no_text = None if may_call else ""
         self._opened: set[int] = set()  # choices whose first chunk, with the role, is out
         self._texts: list[list[str]] = [[] for _ in generation.choices]
         self._entries: list[Entries] = [[] for _ in generation.choices]
@@ -69,7 +77,8 @@ class ChatAnswer(Answer[Entries]):
         events = b""
         if index not in self._opened:
             self._opened.add(index)
-            events = self._delta_event(index, b'{"role":"assistant","content":"","refusal":null}')
+            begun = {"role": "assistant", "content": self._no_text, "refusal": None}
+            events = self._delta_event(index, _encode(begun))
         if delta.text or news:
             content = b'{"content":' + _encode(delta.text) + b"}"
             logprobs = _encode(_content(news)) if self._logprobs else b"null"
@@ -103,10 +112,9 @@ class ChatAnswer(Answer[Entries]):
 
     def _choice(self, choice: Choice) -> dict[str, Any]:
         index = choice.index
-        text = "".join(self._texts[index])
+        text = "".join(self._texts[index]) or self._no_text
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if self._calls[index]:
-            message["content"] = text or None
             message["tool_calls"] = [
                 call.body("".join(call.arguments)) for call in self._calls[index]
             ]

@@ -17,7 +17,8 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What was said, the answer last. Tokens and `finish_reason` are of the answer's call."""
+    """What was said, the answer last, with calls of functions and their results. Tokens,
+    `finish_reason` and `tools`, the functions that could be called, are of the answer's call."""
 
     request_id: str
     request_time: datetime.datetime
@@ -25,6 +26,12 @@ class Conversation:
     messages: list[Message]
     finish_reason: str | None
     total_tokens: int | None
+    tools: list[dict[str, Any]] | None = None
+
+    def body(self) -> dict[str, Any]:
+        """As training programs read it: `messages`, and `tools` if there were any."""
+        tools = {} if self.tools is None else {"tools": self.tools}
+        return {"messages": self.messages, **tools}
 
     @property
     def is_whole(self) -> bool:
@@ -109,6 +116,7 @@ def read_conversation(
         [_plain(message) for message in (*asked.messages, answer)],
         choice.finish_reason,
         usage.get("total_tokens"),
+        asked.tools or None,
     )
 
 
@@ -139,6 +147,7 @@ class _Choice(msgspec.Struct):
 
 class _Request(msgspec.Struct):
     messages: list[Message]
+    tools: list[dict[str, Any]] | None = None
 
 
 class _Response(msgspec.Struct):

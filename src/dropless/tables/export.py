@@ -69,7 +69,7 @@ def export_chats(
         for conversation in read() if repetitions else without_repetitions(read):
             in_test = test_share is not None and share_of(conversation) < test_share
             path = test if in_test else out
-            files[path].write(msgspec.json.encode({"messages": conversation.messages}) + b"\n")
+            files[path].write(msgspec.json.encode(conversation.body()) + b"\n")
             done.written[path] += 1
     done.repeated = fit - sum(done.written.values())
     return done

@@ -57,14 +57,16 @@ class ToolGrammar:
 
     def lark(self, json_options: dict[str, Any], *, marked: bool) -> str:
         """Of the calls, with marks around them or without, in llguidance's notation."""
-        more = f"(SPACES? call){{0,{MAX_CALLS - 1}}}" if self.parallel else ""
-        call = f'"{OPEN}" SPACES? object SPACES? "{CLOSE}"' if marked else "object"
+        call, between, end = "object", '("```" SPACES? "```" "json"? SPACES?)?', '(SPACES? "```")?'
+        if marked:
+            call, between, end = f'"{OPEN}" SPACES? object SPACES? "{CLOSE}"', "", ""
+        more = f"(SPACES? {between} call){{0,{MAX_CALLS - 1}}}" if self.parallel else ""
         pairs = [
             f'{json.dumps(json.dumps(f.name))} SPACES? "," SPACES? arguments arguments_{i}'
             for i, f in enumerate(self.functions)
         ]
         rules = [
-            f"start: call {more}",
+            f"start: call {more} {end}",
             f"call: {call}",
             'object: "{" SPACES? "\\"name\\"" SPACES? ":" SPACES? pair SPACES? "}"',
             f"pair: {' | '.join(pairs)}",

@@ -26,6 +26,7 @@ RULES: dict[str, dict[str, Any]] = {
         "input": {"pii": {"behavior": "MASK"}},
         "output": {"pii": {"behavior": "MASK"}},
     },
+    "masks-answers": {"output": {"pii": {"behavior": "MASK"}}},
     "masks-names": {"input": {"pii": {"behavior": "MASK", "entities": ["PERSON"]}}},
     "no-words": {
         "input": {"invalid_keywords": ["SuperSecretProject", "blue river"]},

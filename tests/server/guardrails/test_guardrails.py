@@ -124,6 +124,29 @@ def test_a_card_number_that_a_long_line_would_cut_is_masked(ask: Callable[..., A
     assert content == line.replace("4111 1111 1111 1111", "<CREDIT_CARD>")
 
 
+def test_arguments_of_calls_are_masked_once_they_are_whole(client: openai.OpenAI) -> None:
+    arguments = {"to": "jane.doe@example.org", "subject": "Hello", "telephone": 2125550182}
+    parameters: dict[str, Any] = {
+        "type": "object",
+        "properties": {key: {"const": value} for key, value in arguments.items()},
+        "required": list(arguments),
+        "additionalProperties": False,
+    }
+    tool: Any = {"type": "function", "function": {"name": "mail", "parameters": parameters}}
+    asked: Any = {"messages": USER, "tools": [tool], "tool_choice": "required"}
+    asked |= {"model": "masks-answers", "parallel_tool_calls": False}
+    answer = client.chat.completions.create(**asked)
+    with client.chat.completions.stream(**asked) as stream:
+        deltas = [e.chunk.choices[0].delta.tool_calls for e in stream if e.type == "chunk"]
+        streamed = stream.get_final_completion()
+    hidden = {**arguments, "to": "<EMAIL_ADDRESS>", "telephone": "<PHONE_NUMBER>"}
+    for choice in (answer.choices[0], streamed.choices[0]):
+        assert choice.finish_reason == "tool_calls"
+        [call] = choice.message.tool_calls or []
+        assert (call.function.name, json.loads(call.function.arguments)) == ("mail", hidden)
+    assert len([delta for delta in deltas if delta]) == 2  # its beginning, and the rest
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_personal_data_in_an_answer_is_refused(ask: Callable[..., Any], stream: bool) -> None:
     with pytest.raises(openai.BadRequestError) as error:

@@ -12,7 +12,7 @@ from dropless.server.call import Call
 from dropless.server.endpoints.endpoint import Endpoint
 from dropless.server.generation import Deltas, Generation
 from dropless.server.guardrails.blocked import REFUSAL, blocked
-from dropless.server.guardrails.findings import masked, merged
+from dropless.server.guardrails.findings import merged
 from dropless.server.guardrails.judge import TextJudge, VerdictMemory
 from dropless.server.guardrails.screen import Screen
 from dropless.server.guardrails.settings import GuardrailParameters
@@ -21,7 +21,7 @@ from dropless.server.guardrails.texts import (
     anonymized_answer,
     texts_of,
     topic_text,
-    with_texts,
+    with_masks,
 )
 from dropless.server.protocol import ChatBody, CompletionBody, GenerationBody
 
@@ -123,11 +123,10 @@ async def _judge_input(judge: TextJudge, rules: GuardrailParameters, body: B) ->
     texts = texts_of(body)
     found = await judge.judge(texts, topic_of=topic_text(body) if rules.valid_topics else None)
     whole = merged(found)
-    hidden = [masked(text, each.entities) for text, each in zip(texts, found, strict=True)]
+    hidden = with_masks(body, [each.entities for each in found]) if whole.entities else body
     if whole.block(rules):
-        raise blocked("input", whole.entry("anonymized_input", anonymized(body, hidden)), None)
-    masks = rules.pii.behavior == "MASK" and whole.entities
-    return (with_texts(body, hidden) if masks else body), bool(whole.unsafe)
+        raise blocked("input", whole.entry("anonymized_input", anonymized(hidden)), None)
+    return (hidden if rules.pii.behavior == "MASK" else body), bool(whole.unsafe)
 
 
 def _wants_logprobs(body: GenerationBody) -> bool:

@@ -47,6 +47,14 @@ _CALL_BODIES: tuple[type[BaseModel], ...] = (
     EmbeddingBody,
     NamedEmbeddingBody,
 )
+_CALL_PARTS = (
+    "CallBody",
+    "CalledFunction",
+    "FunctionBody",
+    "NamedChoice",
+    "NamedFunction",
+    "ToolBody",
+)
 _OTHER_BODIES: tuple[type[BaseModel], ...] = (
     CreateBody,
     ConfigBody,
@@ -163,6 +171,8 @@ def _schemas() -> Schema:
     _, written = models_json_schema(bodies, ref_template=_REF + "{model}")  # type: ignore[arg-type]
     schemas: Schema = written["$defs"]
     endpoint = schemas.pop("EndpointSettings")
+    for name in _CALL_PARTS:
+        schemas[name]["additionalProperties"] = False
     for name in (*(model.__name__ for model in _CALL_BODIES), "ChatMessage"):
         schemas[name]["additionalProperties"] = False
         fields = schemas[name]["properties"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from dropless.engine.sampling_params import GrammarSpec
 from dropless.errors import InvalidRequestError
@@ -31,7 +31,7 @@ def check_name(name: str, param: str) -> None:
 
 
 class FunctionBody(StrictBody):
-    name: str
+    name: Annotated[str, Field(json_schema_extra={"pattern": f"^{_NAME.pattern}$"})]
     description: str | None = None
     parameters: dict[str, Any] | None = None  # a JSON schema; none: it takes no arguments
     strict: bool | None = None
