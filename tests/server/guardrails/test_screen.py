@@ -12,11 +12,11 @@ from dropless.server.guardrails.screen import Forbidden, Screen
 from dropless.server.guardrails.settings import GuardrailParameters
 from dropless.text.tool_calls import CallPiece
 
-RULES = GuardrailParameters(invalid_keywords=["blue river"])
+RULES = GuardrailParameters(invalid_keywords=("blue river",))
 
 
 def delta(text: str = "", *calls: CallPiece, reason: FinishReason | None = None) -> TextDelta:
-    return TextDelta(text, [], None, reason, None, calls)
+    return TextDelta(text, [], None, reason, None, list(calls))
 
 
 def screened(*deltas: TextDelta, streams: bool = True) -> list[TextDelta | Forbidden]:
