@@ -2,9 +2,9 @@
 
     python -m benchmarks.tool_calls
 
-The default model in this process, the same prompts and as many tokens each: without functions, with
-functions that may be called (the text is the same, which is checked) and with nothing but calls. The
-three take turns. Writes results/tool_calls.json beside this script.
+The default model in this process, the same prompts and as many tokens each: without functions,
+with functions that may be called (the text is the same, which is checked) and with nothing but
+calls. The three take turns. Writes results/tool_calls.json beside this script.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dropless.engine.sampling_params import GrammarSpec, SamplingParams
 from dropless.text.tool_grammar import Function, ToolGrammar
 
 RESULT = Path(__file__).parent / "results" / "tool_calls.json"
-PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 200, 64, 9
+PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 200, 48, 5
 STREAMS = (1, 8)
 SCHEMA = {
     "type": "object",

@@ -199,6 +199,10 @@ def test_keywords_that_cannot_be_followed_matter_to_strict_functions_only() -> N
         ({"type": "object", "$ref": "http://example.org/a"}, "not present"),
         ({"type": "object", "title": "\ud800"}, "cannot be used"),
         ({"type": "object", "description": "x" * 70_000}, "at most 65536 are allowed"),
+        (
+            {"type": "object", "properties": {f"key-{i:04}": {} for i in range(700)}},
+            "cannot be used: .*max is 2000",
+        ),
         (json.loads('{"not":' * 200 + "{}" + "}" * 200), "recursion limit"),
     ],
 )

@@ -23,12 +23,13 @@ from dropless.errors import GrammarError
 from dropless.text.grammar_closing import ClosingSearch, SearchLimits
 from dropless.text.tokenizer import Tokenizer
 from dropless.text.tool_calls import OPEN, unmarked_call
-from dropless.text.tool_grammar import CompiledTools, ToolGrammar, ToolMatcher
+from dropless.text.tool_grammar import CompiledTools, Function, ToolGrammar, ToolMatcher
 
 MAX_GRAMMAR_CHARS = 64 * 1024
 MAX_CHOICES = 4096
 _CACHED_GRAMMARS = 64
 _MAX_REASON_CHARS = 400
+_LARGE_SCHEMA = 8192  # characters; one that may have more properties than can be followed
 # Counted in states, so that what is written does not depend on how fast the machine is; the
 # seconds only end what runs away.
 _AT_START = SearchLimits(tokens=4096, states=100_000, seconds=2.0)
@@ -245,23 +246,31 @@ class GrammarCompiler:
         if self._search.spell(OPEN.encode()) is None:
             raise GrammarError(f"this model has no tokens to write {OPEN} with", param="tools")
         tools = ToolGrammar.decode(text)
-        return CompiledTools(
-            self._calls_matcher(tools, marked=True),
-            self._calls_matcher(tools, marked=False) if tools.text_first else None,
-            regex.compile(unmarked_call(f.name for f in tools.functions).encode()),
-        )
-
-    def _calls_matcher(self, tools: ToolGrammar, *, marked: bool) -> Any:
         try:
-            source = llguidance.LLMatcher.grammar_from_lark(
-                tools.lark(_JSON_OPTIONS, marked=marked)
-            )
+            source = llguidance.LLMatcher.grammar_from_lark(tools.lark(_JSON_OPTIONS))
             matcher = llguidance.LLMatcher(self._ll_tokenizer, source, log_level=0)
         except (ValueError, TypeError) as error:
             raise GrammarError(tools.problem(str(error)), param="tools") from error
         if matcher.is_error():
             raise GrammarError(tools.problem(matcher.get_error()), param="tools")
-        return matcher
+        for function in tools.functions:
+            if len(json.dumps(function.schema)) > _LARGE_SCHEMA:
+                self._probe(matcher.deep_copy(), function)
+        names = (function.name for function in tools.functions)
+        unmarked = regex.compile(unmarked_call(names).encode())
+        return CompiledTools(matcher, tools.text_first, unmarked)
+
+    def _probe(self, matcher: Any, function: Function) -> None:
+        """Refuse a schema that is too complex where its arguments begin, before anybody waits."""
+        ids = self._search.spell(f'{OPEN}{{"name":"{function.name}","arguments":{{'.encode())
+        if ids is not None and matcher.try_consume_tokens(ids) == len(ids):
+            matcher.compute_bitmask()
+        if matcher.is_error():
+            raise GrammarError(
+                f"the parameters of the function {function.name!r} cannot be used: "
+                f"{_reason(matcher.get_error())}",
+                param="tools",
+            )
 
 
 class _TokenizerView:

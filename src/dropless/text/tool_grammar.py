@@ -21,7 +21,7 @@ from dropless.text.tool_calls import CLOSE, MAX_SPACES, OPEN
 
 MAX_CALLS = 32  # of one answer: a small model may repeat itself
 _OPEN_BYTES = OPEN.encode()
-_FIRST_ARGUMENTS_LINE = 7  # of the grammar as `lark` writes it
+_FIRST_ARGUMENTS_LINE = 8  # of the grammar as `lark` writes it
 _MAX_REASON_CHARS = 400
 
 Spell = Callable[[bytes], list[int] | None]  # any tokens that are together these bytes
@@ -55,24 +55,26 @@ class ToolGrammar:
         functions, text_first, parallel = json.loads(text)
         return cls(tuple(Function(*function) for function in functions), text_first, parallel)
 
-    def lark(self, json_options: dict[str, Any], *, marked: bool) -> str:
-        """Of the calls, with marks around them or without, in llguidance's notation."""
-        call, between, end = "object", '("```" SPACES? "```" "json"? SPACES?)?', '(SPACES? "```")?'
-        if marked:
-            call, between, end = f'"{OPEN}" SPACES? object SPACES? "{CLOSE}"', "", ""
-        more = f"(SPACES? {between} call){{0,{MAX_CALLS - 1}}}" if self.parallel else ""
+    def lark(self, json_options: dict[str, Any]) -> str:
+        """Of the calls, in llguidance's notation: with marks around them, or where text may stand
+        first also without."""
+        more = f"{{0,{MAX_CALLS - 1}}}"
+        marked = f"call (SPACES? call){more}" if self.parallel else "call"
+        unmarked = f"object (SPACES? block? object){more}" if self.parallel else "object"
         pairs = [
             f'{json.dumps(json.dumps(f.name))} SPACES? "," SPACES? arguments arguments_{i}'
             for i, f in enumerate(self.functions)
         ]
         rules = [
-            f"start: call {more} {end}",
-            f"call: {call}",
+            f"start: {marked}" + (f' | {unmarked} (SPACES? "```")?' if self.text_first else ""),
+            'block: "```" SPACES? "```" "json"? SPACES?',
+            f'call: "{OPEN}" SPACES? object SPACES? "{CLOSE}"',
             'object: "{" SPACES? "\\"name\\"" SPACES? ":" SPACES? pair SPACES? "}"',
             f"pair: {' | '.join(pairs)}",
             'arguments: "\\"arguments\\"" SPACES? ":" SPACES?',
             f"SPACES: /[ \\t\\r\\n]{{1,{MAX_SPACES}}}/",
         ]
+        assert len(rules) == _FIRST_ARGUMENTS_LINE - 1
         for i, f in enumerate(self.functions):
             options = {**json_options, "lenient": not f.strict}
             rules.append(f"arguments_{i}: %json {json.dumps({**f.schema, 'x-guidance': options})}")
@@ -91,12 +93,12 @@ class ToolGrammar:
 
 @dataclass(frozen=True, slots=True)
 class CompiledTools:
-    """A ToolGrammar for one vocabulary: llguidance's matchers at its start, and how the beginning
-    of an unmarked call looks, in bytes. `unmarked` is None where no text may stand first."""
+    """A ToolGrammar for one vocabulary: llguidance's matcher before the first call, whether text
+    may stand first, and how the beginning of an unmarked call looks, in bytes."""
 
-    marked: Any
-    unmarked: Any | None
-    beginning: Any
+    calls: Any
+    text_first: bool
+    unmarked: Any
 
 
 class ToolMatcher:
@@ -115,7 +117,7 @@ class ToolMatcher:
         self._token_bytes = token_bytes
         self._spell = spell
         self._eos = eos_token_id
-        self._calls = None if tools.unmarked is not None else tools.marked.deep_copy()
+        self._calls = None if tools.text_first else tools.calls.deep_copy()
         # While no call has begun: the end of the text, as much as may be the beginning of a mark;
         # and all of it, as long as it may be the beginning of an unmarked call.
         self._tail = b""
@@ -154,12 +156,11 @@ class ToolMatcher:
             self._tail = (self._tail + piece)[1 - len(_OPEN_BYTES) :]
             if self._all is not None:
                 self._all += piece
-                if self._tools.beginning.match(self._all, partial=True) is None:
+                if self._tools.unmarked.match(self._all, partial=True) is None:
                     self._all = None
             return True
-        calls, text, _ = begun
-        ids = self._spell(text)
-        calls = calls.deep_copy()
+        ids = self._spell(begun[0])
+        calls = self._tools.calls.deep_copy()
         if ids is None or calls.try_consume_tokens(ids) != len(ids):
             return False
         self._calls = calls
@@ -180,25 +181,23 @@ class ToolMatcher:
             return self._eos
         piece = self._token_bytes(token_id)
         begun = self._begun(piece)
-        ids = None if begun is None else self._spell(piece[: len(piece) - begun[2]])
+        ids = None if begun is None else self._spell(piece[: len(piece) - begun[1]])
         if not ids or not self.accept(ids[0]):
             raise GrammarError(f"this model has no tokens to write {OPEN} with", param="tools")
         return ids[0]
 
-    def _begun(self, piece: bytes) -> tuple[Any, bytes, int] | None:
-        """If this piece begins a call: the matcher at its start, its text so far, and how much of
-        that lies behind what tells that it is a call."""
+    def _begun(self, piece: bytes) -> tuple[bytes, int] | None:
+        """If this piece begins a call: its text so far, and how much of that lies behind what tells
+        that it is one."""
         text = self._tail + piece
         at = text.find(_OPEN_BYTES)
         if at >= 0:
-            return self._tools.marked, text[at:], len(text) - at - len(_OPEN_BYTES)
+            return text[at:], len(text) - at - len(_OPEN_BYTES)
         if self._all is None:
             return None
         text = self._all + piece
-        match = self._tools.beginning.match(text)
-        if match is None:
-            return None
-        return self._tools.unmarked, text[match.start("call") :], len(text) - match.end()
+        match = self._tools.unmarked.match(text)
+        return match and (text[match.start("call") :], len(text) - match.end())
 
     def _check_error(self) -> None:
         if self._calls is not None and self._calls.is_error():

@@ -51,6 +51,28 @@ def test_what_an_answer_may_call(
 
 
 @pytest.mark.parametrize(
+    ("parameters", "closed"),
+    [
+        ({"properties": {}}, True),
+        (SCHEMA, True),
+        ({}, False),
+        ({"properties": {}, "additionalProperties": {"type": "string"}}, False),
+        ({"properties": {}, "$ref": "#/$defs/a", "$defs": {"a": {}}}, False),
+    ],
+)
+def test_a_function_has_the_parameters_that_it_lists(
+    parameters: dict[str, Any], closed: bool
+) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    schema = grammar(tools=[tool]).functions[0].schema
+    assert schema == {
+        "type": "object",
+        **parameters,
+        **({"additionalProperties": False} if closed else {}),
+    }
+
+
+@pytest.mark.parametrize(
     "fields",
     [
         {"tools": []},

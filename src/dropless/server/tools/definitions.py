@@ -18,6 +18,10 @@ from dropless.text.tool_grammar import Function, ToolGrammar
 
 MAX_TOOLS = 32
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+# Keywords that tell of further properties.
+_SAY_MORE = frozenset(
+    ("additionalProperties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf", "if")
+)
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -119,11 +123,19 @@ class ToolUse:
 
     def grammar(self) -> GrammarSpec:
         functions = tuple(
-            Function(f.name, f.schema_of_arguments, bool(f.strict))
+            Function(f.name, _closed(f.schema_of_arguments), bool(f.strict))
             for f in (tool.function for tool in self.callable)
         )
         grammar = ToolGrammar(functions, text_first=not self.must_call, parallel=self.parallel)
         return GrammarSpec("tool_calls", grammar.encode())
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema that lists properties and says nothing of others allows them, by the letter; a
+    function that lists its parameters has no others."""
+    if "properties" not in schema or _SAY_MORE.intersection(schema):
+        return schema
+    return {**schema, "additionalProperties": False}
 
 
 def tool_use(
