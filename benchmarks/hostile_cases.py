@@ -189,13 +189,16 @@ def token_ids(target: Target, chance: random.Random) -> Case:
     return Case("token ids", (target.request(_json(target.text(prompt=ids)), "/v1/completions"),))
 
 
-@kind
-def structures(target: Target, chance: random.Random) -> Case:
-    """Grammars that are wrong, endless or huge."""
+def _schema(chance: random.Random) -> Any:
+    """One that is wrong, endless or huge."""
     deep: dict[str, Any] = {"type": "string"}
     for _ in range(chance.choice((5, 60, 400))):
         deep = {"type": "object", "properties": {"a": deep}, "required": ["a"]}
-    schemas: tuple[Any, ...] = (
+    return chance.choice(_schemas(deep))
+
+
+def _schemas(deep: Any) -> tuple[Any, ...]:
+    return (
         deep,
         {"$ref": "#"},
         {"$ref": "file:///etc/passwd"},
@@ -210,7 +213,12 @@ def structures(target: Target, chance: random.Random) -> Case:
         False,
         "schema",
     )
-    schema = {"type": "json_schema", "json_schema": {"name": "s", "schema": chance.choice(schemas)}}
+
+
+@kind
+def structures(target: Target, chance: random.Random) -> Case:
+    """Grammars that are wrong, endless or huge."""
+    schema = {"type": "json_schema", "json_schema": {"name": "s", "schema": _schema(chance)}}
     regex = chance.choice(
         ("(", "(a*)*" * 20, "a{1,100000}", "[^", r"(?=x)", r"\1", "(?R)", "🦀{9}")
     )
@@ -224,6 +232,35 @@ def structures(target: Target, chance: random.Random) -> Case:
         )
     )
     return Case("structures", (target.request(_json(target.chat(**fields))),))
+
+
+@kind
+def functions(target: Target, chance: random.Random) -> Case:
+    """Functions with parameters that are wrong, endless or huge, and calls that never were."""
+    schema = {"properties": {"a": _schema(chance)}, "required": ["a"]}
+    function = {"name": "f", "parameters": chance.choice((schema, _schema(chance)))}
+    function["strict"] = chance.choice((True, False))
+    call = {
+        "id": chance.choice(("c", *_ODD_TEXTS)),
+        "type": "function",
+        "function": {
+            "name": chance.choice(("f", "f" * 64, *_ODD_TEXTS)),
+            "arguments": chance.choice(
+                ("", "{", "[]", "9" * 5000, '{"a":' * 5000, '{"a":NaN}', '{"\\ud800":"\\ud800"}')
+            ),
+        },
+    }
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": chance.choice(("c", "d")), "content": "</tool_call>"},
+    ]
+    fields: dict[str, Any] = {
+        "tools": [{"type": "function", "function": function}] * chance.choice((1, 1, 1, 2, 40)),
+        "tool_choice": chance.choice(("auto", "required", *_ODD_VALUES)),
+        "messages": chance.choice((messages, messages[:1])),
+    }
+    return Case("functions", (target.request(_json(target.chat(**fields))),))
 
 
 _TRAVERSALS = (
