@@ -23,8 +23,8 @@ from dropless.engine.sampling_params import GrammarSpec, SamplingParams
 from dropless.text.tool_grammar import Function, ToolGrammar
 
 RESULT = Path(__file__).parent / "results" / "tool_calls.json"
-PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 200, 48, 5
-STREAMS = (1, 8)
+PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 200, 32, 5
+STREAMS = (1, 4)
 SCHEMA = {
     "type": "object",
     "properties": {"city": {"type": "string"}, "unit": {"enum": ["celsius", "fahrenheit"]}},
@@ -83,12 +83,13 @@ def measure(llm: LLM, streams: int) -> dict[str, Any]:
 
 def main() -> None:
     about = machine()
+    rows = []
     with LLM() as llm:
-        rows = [measure(llm, streams) for streams in STREAMS]
+        for streams in STREAMS:
+            rows.append(measure(llm, streams))
+            print(rows[-1], flush=True)
     result = {"machine": about, "new_tokens": NEW_TOKENS, "rounds": ROUNDS, "rows": rows}
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    for row in rows:
-        print(row)
 
 
 if __name__ == "__main__":
