@@ -134,7 +134,8 @@ DEFAULTS = {"max_tokens": 256, "temperature": 0.0}
         ('{"prompt": ["a", "b"]}', "write one a line"),
         ('{"prompt": "a", "temperature": NaN}', "temperature"),
         ('{"prompt": "a", "temprature": 1}', "unknown field 'temprature'"),
-        ('{"messages": [{"role": "tool", "content": ""}]}', "tools are not supported"),
+        ('{"messages": [{"role": "tool", "content": ""}]}', "without tool_call_id"),
+        ('{"messages": [], "tools": [{}]}', "tools is not for batch files"),
         ('{"prompt": "a"', "not valid JSON"),
     ],
 )

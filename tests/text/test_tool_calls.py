@@ -100,6 +100,7 @@ def test_calls_without_marks(
     assert [(name, json.loads(arguments)) for name, arguments, _ in found] == calls
 
 
+@settings(max_examples=40)
 @given(TEXTS.filter(is_text), st.data())
 def test_text_alone_comes_through_whole(text: str, data: st.DataObject) -> None:
     assert read(data.draw(split(text)))[:2] == (text, [])

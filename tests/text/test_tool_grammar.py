@@ -96,7 +96,7 @@ def answers(draw: st.DrawFn) -> tuple[str, bool, bool, list[int]]:
     return kind, text_first, parallel, ids
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(answers())
 def test_calls_are_well_formed_whatever_is_sampled(
     answer: tuple[str, bool, bool, list[int]],
@@ -119,7 +119,7 @@ def test_calls_are_well_formed_whatever_is_sampled(
             assert index == reader.num_calls - 1
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(answers())
 def test_an_answer_is_followed_again_as_it_was_written(
     answer: tuple[str, bool, bool, list[int]],

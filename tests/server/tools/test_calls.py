@@ -13,7 +13,7 @@ import pytest
 from tests.server.server_process import ServerProcess
 from tests.server.tiny_model import MODEL_ID
 
-ARGUMENTS = {"city": 'São Paulo "SP"', "days": 3, "where": {"lat": [-23.5, 46]}}
+ARGUMENTS = {"city": 'São "Paulo"', "days": [3, -1]}
 
 
 def tool(name: str, arguments: dict[str, Any]) -> Any:
