@@ -20,6 +20,7 @@ from dropless.engine.engine import Engine
 from dropless.engine.long_prompts import LongPrompts
 from dropless.engine.messages import EngineRequest, FinishReason, TokenLogprob
 from dropless.engine.step import NewRequest, StepInput, StepResult
+from dropless.errors import GrammarError
 
 VOCAB = 64
 EOS, FAILS, ENDS_GRAMMAR = 2, 3, 4  # sampled tokens with a meaning
@@ -204,7 +205,7 @@ class SimulatedDevice:
         token = next_token(prefix, row.request.seed)
         row.token_ids.append(token)
         if token == FAILS:
-            result.errors[i] = ERROR_TEXT
+            result.errors[i] = GrammarError(ERROR_TEXT)
             return
         result.token_ids[i] = token
         if row.request.params.logprobs is not None:

@@ -65,7 +65,7 @@ class Script:
             behind = self.overlaps and self._place >= len(self._outcomes)
             outcome = UNSEEN if behind else self._outcomes[self._place]
             if isinstance(outcome, str):
-                result.errors[i] = outcome
+                result.errors[i] = EngineError(outcome)
             else:
                 result.token_ids[i] = outcome
             if self._place in self._finishing:

@@ -21,7 +21,8 @@ from hypothesis.stateful import (
 
 from dropless.engine.messages import EngineRequest, TokenDelta, TokenLogprob
 from dropless.engine.sampling_params import SamplingParams
-from dropless.errors import ContextLengthError
+from dropless.engine.transport import to_error
+from dropless.errors import ContextLengthError, GrammarError
 
 from .simulated_device import ERROR_TEXT, logprob_of, make_engine, next_token, solo_output
 
@@ -101,6 +102,7 @@ class Followed:
             assert self.token_ids == token_ids
             assert (self.last.finish_reason, self.last.stop_token_id) == (reason, stop_token_id)
             assert self.last.error == (ERROR_TEXT if reason == "error" else None)
+            assert reason != "error" or type(to_error(self.last)) is GrammarError
         both = prompt + self.token_ids
         ends = range(len(prompt) + 1, len(both) + 1)
         asked = params.logprobs is not None

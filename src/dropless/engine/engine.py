@@ -241,9 +241,10 @@ class Engine:
         deltas = self._scheduler.lose(
             step,
             _MOST_LOST_STEPS,
-            f"the device has no memory left, not even for a step of {num_tokens} tokens; try again,"
-            " or free memory that other programs have taken",
-            OutOfMemoryError,
+            OutOfMemoryError(
+                f"the device has no memory left, not even for a step of {num_tokens} tokens; try "
+                "again, or free memory that other programs have taken"
+            ),
         )
         given_up = [delta.request_id for delta in deltas]
         logger.warning(

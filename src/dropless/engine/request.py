@@ -10,7 +10,7 @@ import msgspec
 from dropless.engine.messages import FinishReason, TokenDelta, TokenLogprob
 from dropless.engine.sampling_params import SamplingParams
 from dropless.engine.step import NewRequest
-from dropless.errors import EngineError
+from dropless.errors import DroplessError
 
 if TYPE_CHECKING:
     from dropless.engine.fair_share import Share
@@ -135,7 +135,7 @@ class Request:
             self.scheduled_time,
         )
 
-    def failed(self, error: str, kind: type[EngineError] = EngineError) -> TokenDelta:
+    def failed(self, error: DroplessError) -> TokenDelta:
         """The last delta of a request that this error ends."""
         return TokenDelta(
             self.request_id,
@@ -143,8 +143,8 @@ class Request:
             "error",
             num_cached_tokens=self.num_cached_tokens,
             scheduled_time=self.scheduled_time,
-            error=error,
-            error_kind=kind.__name__,
+            error=str(error),
+            error_kind=type(error).__name__,
         )
 
     def aborted(self) -> TokenDelta:

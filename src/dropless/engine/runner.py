@@ -25,6 +25,7 @@ from dropless.layers.batch import ForwardBatch
 from dropless.models.decoder import CausalLM
 from dropless.ops.attention import PagedBatch
 from dropless.parallel.group import Group
+from dropless.text.grammar import OutputMatcher
 
 _LOGIT_ELEMENTS = 1 << 22  # of prompt logits at a time: 16 MiB
 
@@ -175,12 +176,13 @@ class Runner:
         params = request.params
         prompt = request.token_ids[: request.num_prompt_tokens]
         generated = request.token_ids[request.num_prompt_tokens :]
-        matcher, error = None, None
+        matcher: OutputMatcher | None = None
+        error: GrammarError | None = None
         if params.grammar is not None:
             try:
                 matcher = self._constraints.matcher(params.grammar, generated)
             except GrammarError as failure:
-                error = str(failure)
+                error = failure
         room = self._max_model_len - request.num_prompt_tokens
         ends = () if params.ignore_eos else self._constraints.eos_token_ids
         self._sampling[request.row] = SamplingRow(

@@ -21,7 +21,7 @@ from dropless.engine.sampling_row import SamplingRow
 from dropless.engine.transfer import Fetched, to_device
 from dropless.engine.truncation import lowest_kept
 from dropless.engine.uniforms import uniforms
-from dropless.errors import GrammarError
+from dropless.errors import DroplessError, EngineError, GrammarError, InvalidRequestError
 
 _LOWEST_TEMPERATURE = 1e-6  # below it float32 divides by zero; the result is greedy anyway
 
@@ -33,7 +33,7 @@ class Sampled:
 
     token_ids: list[int | None] = field(default_factory=list)
     logprobs: list[TokenLogprob | None] = field(default_factory=list)
-    errors: dict[int, str] = field(default_factory=dict)
+    errors: dict[int, DroplessError] = field(default_factory=dict)
     replaced: dict[int, int] = field(default_factory=dict)
     grammar_finished: set[int] = field(default_factory=set)  # rows whose grammar allows no more
 
@@ -46,7 +46,7 @@ class Sampling:
         rows: Sequence[SamplingRow],
         token_ids: Tensor,
         best: Tensor,
-        errors: Mapping[int, str] = {},
+        errors: Mapping[int, DroplessError] = {},
         own_logits: Tensor | None = None,
     ) -> None:
         """
@@ -87,7 +87,7 @@ class Sampling:
         try:
             chosen = row.choose(candidate)
         except GrammarError as error:
-            sampled.errors[i] = str(error)
+            sampled.errors[i] = error
             return
         if chosen != candidate:
             sampled.token_ids[i] = sampled.replaced[i] = chosen
@@ -160,9 +160,11 @@ def _copy_rows(logits: Tensor, rows: Sequence[int]) -> Tensor:
     return logits[at]
 
 
-def _edit(logits: Tensor, rows: Sequence[SamplingRow]) -> dict[int, str]:
+def _edit(logits: Tensor, rows: Sequence[SamplingRow]) -> dict[int, DroplessError]:
     """Penalties, biases and grammars, in place. Returns the errors of rows whose grammar failed."""
-    errors = {i: row.error for i, row in enumerate(rows) if row.error is not None}
+    errors: dict[int, DroplessError] = {
+        i: row.error for i, row in enumerate(rows) if row.error is not None
+    }
     penalised = [
         (i, row.params, row.counts) for i, row in enumerate(rows) if row.counts is not None
     ]
@@ -183,7 +185,7 @@ def _edit(logits: Tensor, rows: Sequence[SamplingRow]) -> dict[int, str]:
         try:
             matcher.fill_mask(mask)
         except GrammarError as error:
-            errors[i] = str(error)
+            errors[i] = error
     keep_allowed(logits, [i for i, _ in constrained], masks)
     return errors
 
@@ -217,17 +219,17 @@ def _draw(logits: Tensor, best: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     return found.clamp_(max=logits.shape[1] - 1)  # beyond the end only where logits are NaN
 
 
-def _bad_logits(best: np.ndarray) -> dict[int, str]:
+def _bad_logits(best: np.ndarray) -> dict[int, DroplessError]:
     """Why rows whose greatest logit is not finite have no token."""
-    errors = {}
+    errors: dict[int, DroplessError] = {}
     for i in np.flatnonzero(~np.isfinite(best)).tolist():
         if best[i] == -np.inf:
-            errors[i] = (
+            errors[i] = InvalidRequestError(
                 "no token is left to choose from: logit_bias, min_tokens and the grammar together "
                 "forbid them all"
             )
         else:
-            errors[i] = (
+            errors[i] = EngineError(
                 f"the model's logits are not finite ({best[i]}); if other requests fail too, the "
                 "weights are damaged or overflow in this dtype"
             )

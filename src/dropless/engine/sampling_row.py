@@ -8,6 +8,7 @@ import numpy as np
 
 from dropless.engine.logit_edits import TokenCounts
 from dropless.engine.sampling_params import SamplingParams
+from dropless.errors import GrammarError
 from dropless.text.grammar import OutputMatcher
 
 
@@ -35,7 +36,7 @@ class SamplingRow:
         max_new_tokens: int = 2**31,
         matcher: OutputMatcher | None = None,
         end_token_ids: Sequence[int] = (),
-        error: str | None = None,
+        error: GrammarError | None = None,
     ) -> None:
         """`generated` is not empty when the request starts again after a preemption; `matcher`
         has followed it already. `end_token_ids` are what `min_tokens` forbids. `error` says why

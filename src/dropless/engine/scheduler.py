@@ -21,7 +21,7 @@ from dropless.engine.messages import TokenDelta
 from dropless.engine.request import NO_ROW, Request
 from dropless.engine.step import StepInput, StepResult
 from dropless.engine.step_plan import StepPlan
-from dropless.errors import EngineError
+from dropless.errors import DroplessError, EngineError
 
 _ORDER = attrgetter("order")
 _CHUNK_SHARE = 4  # a step beside others has this part of the budget for a long prompt
@@ -143,9 +143,7 @@ class Scheduler:
         one must not come while more requests run than it has tokens."""
         self._budget = step_token_budget
 
-    def lose(
-        self, step: ScheduledStep, most: int, error: str, kind: type[EngineError]
-    ) -> list[TokenDelta]:
+    def lose(self, step: ScheduledStep, most: int, error: DroplessError) -> list[TokenDelta]:
         """A step has failed; everything waits again. Ends requests that have lost more than `most`
         steps since their last token. Returns their last deltas."""
         deltas = []
@@ -153,7 +151,7 @@ class Scheduler:
             request.num_lost_steps += 1
             if request.num_lost_steps > most and not request.ended:
                 self._end(request)
-                deltas.append(request.failed(error, kind))
+                deltas.append(request.failed(error))
         return deltas
 
     def schedule(self) -> ScheduledStep | None:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from dropless.engine.messages import TokenLogprob
 from dropless.engine.sampling_params import SamplingParams
+from dropless.errors import DroplessError
 
 
 @dataclass(slots=True)
@@ -53,7 +54,7 @@ class StepResult:
     token_ids: list[int | None]
     logprobs: list[TokenLogprob | None]
     prompt_logprobs: dict[int, list[TokenLogprob | None]] = field(default_factory=dict)
-    errors: dict[int, str] = field(default_factory=dict)
+    errors: dict[int, DroplessError] = field(default_factory=dict)
     grammar_finished: set[int] = field(default_factory=set)  # rows whose grammar allows no more
 
 
