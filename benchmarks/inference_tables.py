@@ -354,8 +354,7 @@ def model_of(name: str | None, folder: Path) -> Iterator[tuple[str, dict[str, An
     if name is not None:
         yield name, {}
         return
-    from tests.server.server_process import TINY_ENGINE
-    from tests.server.tiny_model import write_tiny_model
+    from tests.server.tiny_model import TINY_ENGINE, write_tiny_model
 
     tiny = folder / "tiny"
     tiny.mkdir(exist_ok=True)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-
 import gguf
 import numpy as np
 import pytest
 import torch
 
-from dropless.checkpoints.catalogue import default_model
 from dropless.checkpoints.open import open_checkpoint
-from dropless.checkpoints.pull import pull
 from dropless.checkpoints.writer import dbrx_tensor_shapes, write_tiny_dbrx
 from dropless.errors import CheckpointError, ConfigError
 from tests.checkpoints.dbrx_gguf import export_dbrx_gguf
@@ -307,21 +303,3 @@ def test_split_files_are_one_checkpoint(tmp_path) -> None:
         open_checkpoint(parts[0])
     with pytest.raises(CheckpointError, match="original names"):
         open_checkpoint(parts[0].rename(tmp_path / "renamed.gguf"))
-
-
-@pytest.mark.model
-def test_the_default_model_is_what_transformers_makes_of_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Names, layouts and numbers of a real file, tensor by tensor, against another reader."""
-    from transformers import AutoModelForCausalLM
-
-    # It parses the file twice, and the names of all tensors once a module: once each will do.
-    monkeypatch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
-    monkeypatch.setattr(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map))
-    path = pull(default_model())
-    checkpoint = open_checkpoint(path)
-    state = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name).state_dict()
-    assert set(state) - set(checkpoint.names()) == {"lm_head.weight"}
-    for name in checkpoint.names():
-        assert torch.equal(read(checkpoint, name, tuple(state[name].shape)), state[name])

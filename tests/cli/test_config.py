@@ -16,7 +16,7 @@ from dropless.checkpoints.catalogue import default_model
 from dropless.cli.main import app
 from dropless.server.configuration.loading import parse
 from tests.cli.conftest import Start
-from tests.server.server_process import tiny_endpoint
+from tests.server.tiny_model import tiny_endpoint
 
 RIGHT = "endpoints:\n  - name: a\n    served_entities: [{model: m}]\n"
 

@@ -1,16 +1,11 @@
-"""A real server in a process of its own, as `dropless serve` runs it.
-
-Run as a module it is that process: `python -m tests.server.server_process FOLDER OPTIONS`.
-"""
+"""A real server in a process of its own, as `dropless serve` runs it."""
 
 from __future__ import annotations
 
-import functools
 import json
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -20,15 +15,7 @@ import httpx
 import openai
 import psutil
 
-from tests.server.tiny_model import KV_BYTES_PER_BLOCK, MODEL_ID
-
 START_S = 60.0
-TINY_ENGINE = {
-    "weights": "random",
-    "device": "cpu",
-    "threads": 1,
-    "kv_cache_bytes": 2048 * KV_BYTES_PER_BLOCK,
-}
 
 
 class ServerProcess:
@@ -40,7 +27,7 @@ class ServerProcess:
         stands in place of all."""
         arguments = [str(folder), json.dumps({"port": port, **options})]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.server.server_process", *arguments],
+            [sys.executable, "-m", "tests.server.run_server", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -112,45 +99,3 @@ class ServerProcess:
 
 def _drain(pipe: Any, lines: list[str]) -> None:
     lines.extend(iter(pipe.readline, ""))
-
-
-def _main(folder: str, options: dict[str, Any]) -> None:
-    from dropless.engine import client
-    from dropless.server.configuration.loading import load
-    from dropless.server.configuration.settings import Configuration
-    from dropless.server.endpoints import engines
-    from dropless.server.listener import listen, url
-    from dropless.server.serve import serve
-
-    builder = options.pop("builder", client.DEFAULT_BUILDER)
-    engines.AsyncEngineClient = functools.partial(  # type: ignore[misc, assignment]
-        client.AsyncEngineClient, builder=builder
-    )
-    listener = listen(options.pop("host", "127.0.0.1"), options.pop("port"))
-    print(url(listener), flush=True)
-    limits = options.pop("limits", {})
-    file = options.pop("file", None)
-    if file is not None:
-        serve(load(Path(file)), listener, Path(file))
-        return
-    whole = options.pop("configuration", None)
-    if whole is not None:
-        serve(Configuration.model_validate_json(json.dumps(whole)), listener)
-        return
-    with tempfile.TemporaryDirectory() as data:  # never the one of whoever runs the tests
-        document = {
-            "server": {"limits": limits},
-            "data": data,
-            "endpoints": [tiny_endpoint(folder, **options)],
-        }
-        serve(Configuration.model_validate_json(json.dumps(document)), listener)
-
-
-def tiny_endpoint(folder: str, name: str = MODEL_ID, **engine: Any) -> dict[str, Any]:
-    """The section of an endpoint that serves the tiny model, or one like it."""
-    entity = {"name": name, "model": folder, "engine": {**TINY_ENGINE, **engine}}
-    return {"name": name, "served_entities": [entity]}
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1], json.loads(sys.argv[2]))

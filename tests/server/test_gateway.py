@@ -17,7 +17,7 @@ import pytest
 
 from dropless.server.call import Call
 from tests.server.in_process import InProcess, serving
-from tests.server.server_process import tiny_endpoint
+from tests.server.tiny_model import tiny_endpoint
 
 SYSTEM = "Answer in one word."
 USER = [{"role": "user", "content": "hi"}]

@@ -22,9 +22,9 @@ from dropless.tables.spool_folder import sessions
 from dropless.tables.sql import TableQueries
 from dropless.tables.table_name import SERVED_ENTITIES, USAGE, TableName
 from dropless.tables.table_store import TableStore
-from tests.server.server_process import ServerProcess, tiny_endpoint
+from tests.server.server_process import ServerProcess
 from tests.server.test_faults import ASKED, post_raw
-from tests.server.tiny_model import MODEL_ID, REFUSED
+from tests.server.tiny_model import MODEL_ID, REFUSED, tiny_endpoint
 
 StartServer = Callable[..., ServerProcess]
 

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from tests.server.load import Load
-from tests.server.server_process import ServerProcess, tiny_endpoint
+from tests.server.server_process import ServerProcess
+from tests.server.tiny_model import tiny_endpoint
 
 HTTP = httpx.Client(timeout=60)
 ASKED = {"prompt": "hi", "max_tokens": 120, "ignore_eos": True, "temperature": 0}

@@ -43,7 +43,7 @@ def test_what_it_prints_works(start_server: StartServer) -> None:
 
 def test_a_port_in_use_stops_it_before_the_model_loads(server: ServerProcess) -> None:
     began = time.monotonic()
-    module = "tests.server.server_process"
+    module = "tests.server.run_server"
     second = subprocess.run(
         [sys.executable, "-m", module, "/no/such/model", json.dumps({"port": server.port})],
         capture_output=True,

@@ -15,8 +15,8 @@ import pytest
 from dropless.server.identity.principal import Grant
 from dropless.server.identity.store import IdentityStore
 from tests.server.identity.databases import DATABASES, empty_database
-from tests.server.server_process import ServerProcess, tiny_endpoint
-from tests.server.tiny_model import MODEL_ID
+from tests.server.server_process import ServerProcess
+from tests.server.tiny_model import MODEL_ID, tiny_endpoint
 
 LIMIT = 20  # requests in an hour
 RATE = 20.0  # requests in a second, at both servers together

@@ -16,8 +16,7 @@ from dropless.server.configuration.loading import parse
 from dropless.server.identity.principal import LOCAL, Principal
 from dropless.server.sharing import SharingSettings
 from tests.server.in_process import serving
-from tests.server.server_process import tiny_endpoint
-from tests.server.tiny_model import MODEL_ID
+from tests.server.tiny_model import MODEL_ID, tiny_endpoint
 
 FILE = """
 sharing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -67,3 +68,17 @@ def write_tiny_model(folder: Path) -> None:
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     (folder / "config.json").write_text(json.dumps(CONFIG))
+
+
+TINY_ENGINE = {
+    "weights": "random",
+    "device": "cpu",
+    "threads": 1,
+    "kv_cache_bytes": 2048 * KV_BYTES_PER_BLOCK,
+}
+
+
+def tiny_endpoint(folder: str, name: str = MODEL_ID, **engine: Any) -> dict[str, Any]:
+    """The section of an endpoint that serves the tiny model, or one like it."""
+    entity = {"name": name, "model": folder, "engine": {**TINY_ENGINE, **engine}}
+    return {"name": name, "served_entities": [entity]}

@@ -14,7 +14,8 @@ from dropless.errors import GrammarError
 from dropless.text.grammar import GrammarCompiler
 from dropless.text.tokenizer import Tokenizer
 from dropless.text.tool_calls import CLOSE, OPEN, CallReader
-from dropless.text.tool_grammar import Function, ToolGrammar, ToolMatcher
+from dropless.text.tool_grammar import Function, ToolGrammar
+from dropless.text.tool_matcher import ToolMatcher
 from tests.text.vocabularies import byte_tokenizer
 
 WEATHER = {

@@ -23,7 +23,8 @@ from dropless.errors import GrammarError
 from dropless.text.grammar_closing import ClosingSearch, SearchLimits
 from dropless.text.tokenizer import Tokenizer
 from dropless.text.tool_calls import OPEN, unmarked_call
-from dropless.text.tool_grammar import CompiledTools, Function, ToolGrammar, ToolMatcher
+from dropless.text.tool_grammar import Function, ToolGrammar
+from dropless.text.tool_matcher import CompiledTools, ToolMatcher
 
 MAX_GRAMMAR_CHARS = 64 * 1024
 MAX_CHOICES = 4096

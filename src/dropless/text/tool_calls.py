@@ -8,7 +8,7 @@ The form is Hermes', which Qwen and others were trained with; text may stand bef
 
 Some forget the marks. So an answer that begins with such an object, also in a code block, and names
 a function that there is, calls it, too. From there on a grammar holds the model to the form
-(`tool_grammar.py`): reading needs no repair.
+(`tool_matcher.py`): reading needs no repair.
 """
 
 from __future__ import annotations

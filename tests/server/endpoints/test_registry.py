@@ -12,7 +12,7 @@ import pytest
 from dropless.errors import DroplessError
 from dropless.server.configuration.endpoint_settings import EndpointSettings
 from dropless.server.endpoints.registry import EndpointRegistry
-from tests.server.server_process import tiny_endpoint
+from tests.server.tiny_model import tiny_endpoint
 
 T = TypeVar("T")
 

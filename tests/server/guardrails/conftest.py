@@ -13,7 +13,7 @@ from dropless.checkpoints.catalogue import catalogue
 from dropless.checkpoints.model_cache import cached_model
 from dropless.encoder.client import EMBEDDING_MODEL
 from tests.server.in_process import InProcess, serving
-from tests.server.server_process import tiny_endpoint
+from tests.server.tiny_model import tiny_endpoint
 
 RULES: dict[str, dict[str, Any]] = {
     "open": {},

@@ -18,8 +18,8 @@ import pytest
 
 from dropless.server.identity.principal import Grant
 from tests.server.identity.door import People
-from tests.server.server_process import ServerProcess, tiny_endpoint
-from tests.server.tiny_model import MAX_MODEL_LEN
+from tests.server.server_process import ServerProcess
+from tests.server.tiny_model import MAX_MODEL_LEN, tiny_endpoint
 
 USER: Any = [{"role": "user", "content": "Name three colours of the rainbow."}]
 

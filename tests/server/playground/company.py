@@ -14,7 +14,8 @@ import httpx
 from dropless.checkpoints.writer import tiny_dbrx_config
 from dropless.server.identity.principal import Grant
 from dropless.server.identity.store import IdentityStore
-from tests.server.server_process import ServerProcess, tiny_endpoint
+from tests.server.server_process import ServerProcess
+from tests.server.tiny_model import tiny_endpoint
 
 USERS = {
     "root": [Grant("CAN_MANAGE")],

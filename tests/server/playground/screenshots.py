@@ -25,8 +25,8 @@ from dropless.checkpoints.writer import write_tiny_dbrx
 from dropless.server.identity.principal import Grant
 from dropless.server.identity.store import IdentityStore
 from tests.server.playground.conftest import find_chromium
-from tests.server.server_process import ServerProcess, tiny_endpoint
-from tests.server.tiny_model import write_tiny_model
+from tests.server.server_process import ServerProcess
+from tests.server.tiny_model import tiny_endpoint, write_tiny_model
 
 CODER, SMALL = "qwen2.5-coder-0.5b-instruct", "smollm2-135m-instruct"
 USERS = ("ada@example.com", "grace@example.com", "svc-reports")

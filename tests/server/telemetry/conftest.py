@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from dropless.checkpoints.writer import write_tiny_dbrx
-from tests.server.server_process import ServerProcess, tiny_endpoint
+from tests.server.server_process import ServerProcess
 from tests.server.telemetry.receiver import Receiver
-from tests.server.tiny_model import MAX_MODEL_LEN, write_tiny_model
+from tests.server.tiny_model import MAX_MODEL_LEN, tiny_endpoint, write_tiny_model
 
 DENSE, MIXTURE = "dense", "mixture"
 
