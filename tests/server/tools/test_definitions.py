@@ -163,4 +163,5 @@ def test_what_clients_send_back_of_an_answer() -> None:
     dumped = {**CALLED, "refusal": None, "annotations": [], "audio": None, "function_call": None}
     streamed = {"role": "assistant", "content": "", "tool_calls": [{**CALL, "index": 0}]}
     for message in (dumped, streamed):
-        chat(messages=[USER, message, RESULT, {"role": "assistant", "content": "2"}])
+        body = chat(messages=[USER, message, RESULT, {"role": "assistant", "content": "2"}])
+        assert [call.id for call in body.messages[1].calls] == [CALL["id"]]
