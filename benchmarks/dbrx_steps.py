@@ -8,9 +8,11 @@ Prompts of 512 random token ids, 128 output tokens, greedy, prefix cache off, th
 engine; step time = (time for 129 tokens - time for 1) / 128, prefill = prompt tokens / time for 1.
 The limit is the time to read at measured copy bandwidth what a rank must read once a step: all
 weights outside the experts, the experts that a batch hits on average if routing is even, and the
-keys and values in the middle of the run (`dropless.bench.roofline`). `--slice-of N` computes what
-one of N tensor-parallel ranks does, without its collectives. `--deterministic` turns that setting
-on, to be compared with a run without. `--profile` shows the kernels of a step and how long the
+keys and values in the middle of the run (`dropless.bench.roofline`). The limit of prefill is the
+time of its operations at the rate of PyTorch's products of large random matrices, kept up for so
+long that the GPU has come to its limit of power. `--slice-of N` computes what one of N
+tensor-parallel ranks does, without its collectives. `--deterministic` turns that setting on, to be
+compared with a run without. `--profile` shows the kernels of a step and how long the
 device idles. Writes results/dbrx_steps.json beside this script.
 """
 
@@ -21,17 +23,18 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 import triton
+from torch import Tensor
 from torch._C._autograd import DeviceType
 
 from dropless.bench.gpus import Precision
-from dropless.bench.roofline import Layout, Shape, Tokens, step_work
+from dropless.bench.roofline import Layout, Shape, Tokens, prefill_steps, step_work
 from dropless.bench.slice_engine import slice_engine
 from dropless.checkpoints.resolve import resolve
 from dropless.engine.build import build_engine
@@ -41,6 +44,7 @@ from dropless.engine.messages import EngineRequest
 from dropless.engine.sampling_params import SamplingParams
 from dropless.layers.weights import WeightFormat
 from dropless.models.registry import parse_config
+from dropless.ops.fp8 import quantize_tokens
 
 RESULTS = Path(__file__).parent / "results"
 INPUT, OUTPUT = 512, 128
@@ -61,6 +65,44 @@ def copy_bandwidth() -> float:
         torch.cuda.synchronize()
         times.append(begin.elapsed_time(end) / 1e3)
     return 2 * source.nbytes / min(times)
+
+
+def matrix_rates() -> dict[Precision, float]:
+    """Operations a second of large products, once clocks have settled."""
+    size = 8192
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in "ab")
+    (a8, a_scales), (b8, b_scales) = quantize_tokens(a), quantize_tokens(b)
+
+    def in_8_bits() -> Tensor:
+        return torch._scaled_mm(
+            a8, b8.t(), a_scales[:, None], b_scales[None, :], out_dtype=a.dtype, use_fast_accum=True
+        )
+
+    runs: dict[Precision, Callable[[], Tensor]] = {"none": lambda: a @ b.t(), "fp8": in_8_bits}
+    rates: dict[Precision, float] = {}
+    for precision, run in runs.items():
+        for count in (300, 150):  # of which the last ones count
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in "be")
+            begin.record()
+            for _ in range(count):
+                run()
+            end.record()
+            torch.cuda.synchronize()
+            rates[precision] = count * 2 * size**3 / (begin.elapsed_time(end) / 1e3)
+    return rates
+
+
+def prefill_limit(
+    shape: Shape, batch: int, ranks: int, quantization: Precision, rates: dict[Precision, float]
+) -> float:
+    """Tokens a second, if one rank's operations were all."""
+    layout = Layout(ranks, quantization, has_collectives=False)
+    seconds = sum(
+        part.operations / rates[part.precision]
+        for tokens in prefill_steps(batch, INPUT, BUDGET)
+        for part in step_work(shape, layout, tokens).parts.values()
+    )
+    return batch * INPUT / seconds
 
 
 def step_bytes(shape: Shape, batch: int, ranks: int, quantization: Precision) -> float:
@@ -189,6 +231,8 @@ def main() -> None:
     arguments = parser.parse_args()
     batches = [int(batch) for batch in arguments.batches.split(",")]
     bandwidth = copy_bandwidth()
+    torch.cuda.empty_cache()  # or what the library keeps lies in the copy's memory, and holds it
+    rates = matrix_rates()
     torch.cuda.empty_cache()
     shape = json.loads((resolve("dbrx", allow_shapes=True) / "config.json").read_text())
     config = {**shape, "n_layers": arguments.layers}
@@ -217,7 +261,11 @@ def main() -> None:
             )
         )
         with made as (engine, load_seconds):
-            print(f"loaded in {load_seconds:.1f} s; copies at {bandwidth / 1e12:.2f} TB/s")
+            print(
+                f"loaded in {load_seconds:.1f} s; copies at {bandwidth / 1e12:.2f} TB/s,"
+                f" products at {rates['none'] / 1e12:.0f} TFLOP/s, in 8 bits"
+                f" {rates['fp8'] / 1e12:.0f}"
+            )
             for batch in batches:
                 if arguments.profile:
                     profiles += [profile_decode(engine, batch), profile_prefill(engine, batch)]
@@ -226,11 +274,16 @@ def main() -> None:
                 row = measure(engine, batch)
                 limit = step_bytes(model, batch, ranks, arguments.quantization) / bandwidth * 1e3
                 row |= {"limit_ms": limit, "limit_over_step": limit / row["step_ms"]}
+                row["prefill_limit_tokens_per_s"] = prefill_limit(
+                    model, batch, ranks, arguments.quantization, rates
+                )
+                share = row["prefill_tokens_per_s"] / row["prefill_limit_tokens_per_s"]
                 rows.append(row)
                 print(
                     f"batch {batch:4d}: step {row['step_ms']:6.2f} ms, limit {limit:6.2f} ms,"
                     f" {limit / row['step_ms']:4.0%};"
-                    f" prefill {row['prefill_tokens_per_s']:,.0f} tok/s",
+                    f" prefill {row['prefill_tokens_per_s']:,.0f} tok/s,"
+                    f" {share:.0%} of {row['prefill_limit_tokens_per_s']:,.0f}",
                     flush=True,
                 )
     document = {
@@ -244,6 +297,7 @@ def main() -> None:
         "quantization": arguments.quantization,
         "deterministic": arguments.deterministic,
         "copy_tb_s": bandwidth / 1e12,
+        "matrix_tflop_s": {name: rate / 1e12 for name, rate in rates.items()},
         "load_seconds": load_seconds,
         "rows": rows,
         "profiles": profiles,
