@@ -289,3 +289,26 @@ def test_a_schema_without_end_is_refused() -> None:
 def test_a_model_without_end_token_is_refused() -> None:
     with pytest.raises(GrammarError, match="has no end token"):
         GrammarCompiler(TOKENIZER, VOCAB, ())
+
+
+def test_a_grammar_that_is_held_is_not_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = COMPILER.compiled("regex", "[xyz]{3}")
+    for i in range(70):  # more than are remembered anyway
+        COMPILER.compiled("regex", f"a{{{i + 1}}}")
+
+    def refuse(*_: object) -> None:
+        raise GrammarError("compiled again")
+
+    monkeypatch.setattr(COMPILER, "_compile", refuse)
+    assert COMPILER.compiled("regex", "[xyz]{3}") is held
+    COMPILER.compile("regex", "a{70}")
+    with pytest.raises(GrammarError, match="compiled again"):
+        COMPILER.compile("regex", "a{1}")
+
+
+def test_compiling_tells_how_long_it_has_worked() -> None:
+    worked: list[float] = []
+    schema = {"type": "object", "properties": {"paced": {"type": "string"}}, "required": ["paced"]}
+    COMPILER.compiled("json_schema", json.dumps(schema), worked.append)
+    assert worked
+    assert all(0.0 <= seconds < 2.0 for seconds in worked)

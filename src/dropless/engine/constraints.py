@@ -7,7 +7,8 @@ from functools import cached_property
 
 from dropless.engine.sampling_params import GrammarSpec, SamplingParams
 from dropless.errors import GrammarError, InvalidRequestError
-from dropless.text.grammar import GrammarCompiler, OutputMatcher
+from dropless.text.grammar import CompiledGrammar, GrammarCompiler, OutputMatcher
+from dropless.text.grammar_closing import Pace
 from dropless.text.tokenizer import Tokenizer
 
 
@@ -23,8 +24,9 @@ class Constraints:
         self._tokenizer = tokenizer
         self.vocab_size = vocab_size
 
-    def check(self, params: SamplingParams, max_new_tokens: int) -> None:
-        """Refuse what this model can never do. A grammar is compiled here and then remembered.
+    def check(self, params: SamplingParams, max_new_tokens: int) -> CompiledGrammar | None:
+        """Refuse what this model can never do. Returns the grammar, if there is one: while that is
+        held, matchers for it need no compiling.
 
         Raises:
             InvalidRequestError: a token id that the model does not have.
@@ -38,9 +40,19 @@ class Constraints:
                         f"{self.vocab_size - 1}",
                         param=name,
                     )
-        if params.grammar is not None:
-            matcher = self._compiler.compile(params.grammar.kind, params.grammar.text)
-            self._compiler.check_budget(matcher, max_new_tokens)
+        if params.grammar is None:
+            return None
+        compiled = self.compile(params.grammar)
+        self._compiler.check_budget(self.matcher(params.grammar, ()), max_new_tokens)
+        return compiled
+
+    def compile(self, grammar: GrammarSpec, pace: Pace | None = None) -> CompiledGrammar:
+        """May be called from any thread; `pace` as of `GrammarCompiler.compiled`.
+
+        Raises:
+            GrammarError: the grammar cannot be compiled.
+        """
+        return self._compiler.compiled(grammar.kind, grammar.text, pace)
 
     def matcher(self, grammar: GrammarSpec, generated: Sequence[int]) -> OutputMatcher:
         """A matcher that has followed `generated` already.

@@ -31,10 +31,12 @@ from dropless.errors import (
     InvalidRequestError,
     OutOfMemoryError,
 )
+from dropless.text.grammar import CompiledGrammar
 
 logger = logging.getLogger(__name__)
 
 _MOST_LOST_STEPS = 8  # of a request, since its last token; each for want of memory
+_REST = 3.0  # times as long as it works, a grammar's compiler rests while there are steps
 RETRY_AFTER_S = 1.0  # when the queue is full; it moves with every request that ends
 
 
@@ -109,6 +111,21 @@ class Engine:
         self._last_step_s = 0.0
         self._last_schedule_s = 0.0
 
+    def compile_grammar(self, message: EngineRequest) -> CompiledGrammar | None:
+        """What `add_request` begins with, if there is a grammar, and finds done while somebody
+        holds the result. For another thread: while there are steps, it leaves most of the time to
+        them.
+
+        Raises:
+            GrammarError: it cannot be used.
+        """
+        grammar = message.params.grammar
+        return None if grammar is None else self._constraints.compile(grammar, self._beside_steps)
+
+    def _beside_steps(self, worked_s: float) -> None:
+        if self.has_work():
+            time.sleep(_REST * worked_s)
+
     def add_request(self, message: EngineRequest) -> None:
         """Queue a request. One that is refused leaves no trace.
 
@@ -133,8 +150,9 @@ class Engine:
             )
         max_new_tokens = self._room(message)
         self._check_queue(message)
-        self._constraints.check(message.params, max_new_tokens)
-        self._scheduler.add(self._make_request(message, max_new_tokens))
+        request = self._make_request(message, max_new_tokens)
+        request.grammar = self._constraints.check(message.params, max_new_tokens)
+        self._scheduler.add(request)
 
     def abort(self, request_ids: list[str]) -> list[TokenDelta]:
         """End these requests; the last delta of each that was live."""

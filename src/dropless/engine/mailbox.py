@@ -17,6 +17,7 @@ from pathlib import Path
 import zmq
 
 from dropless.engine import transport
+from dropless.engine.grammar_thread import Compiled
 from dropless.engine.messages import (
     AbortRequests,
     EngineReady,
@@ -43,7 +44,7 @@ RECEIVE_BATCH = 256  # messages taken in before answers get their turn
 # are aborted so that they do not hold cache blocks and fill the socket's buffer.
 CLIENT_SILENCE_S = 30.0
 
-Work = EngineRequest | AbortRequests | Shutdown
+Work = EngineRequest | Compiled | AbortRequests | Shutdown
 
 
 @dataclass(slots=True)
@@ -96,6 +97,10 @@ class Mailbox:
     def shut_down(self) -> None:
         """As if a client had sent Shutdown. May be called from a signal handler."""
         self._inbox.put(Shutdown())
+
+    def bring(self, compiled: Compiled) -> None:
+        """To the main thread, as if it had arrived. May be called from any thread."""
+        self._inbox.put(compiled)
 
     def post(self, message: FromEngine) -> None:
         """Hands a message to the IO thread: deltas and refusals go to the request's client, the

@@ -1,6 +1,7 @@
 """The engine process: `python -m dropless.engine.process`, started by `AsyncEngineClient`.
 
-The main thread alone touches the engine; `Mailbox` owns the socket on a thread of its own.
+The main thread alone touches the engine; `Mailbox` owns the socket on a thread of its own, and
+`GrammarThread` compiles grammars on another.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 from dropless import logs
 from dropless.engine import transport
 from dropless.engine.config import EngineConfig
+from dropless.engine.grammar_thread import Compiled, GrammarThread
 from dropless.engine.mailbox import Mailbox
 from dropless.engine.messages import (
     AbortRequests,
@@ -41,6 +43,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 class Steppable(Protocol):
     """What the loop needs of `dropless.engine.engine.Engine`."""
 
+    def compile_grammar(self, message: EngineRequest) -> object: ...
     def add_request(self, request: EngineRequest) -> None: ...
     def abort(self, request_ids: list[str]) -> list[TokenDelta]: ...
     def has_work(self) -> bool: ...
@@ -55,23 +58,46 @@ Builder = Callable[[EngineConfig, Callable[[str, float], None]], tuple[Steppable
 
 def serve(engine: Steppable, mailbox: Mailbox) -> None:
     """Steps the engine while it has work and sleeps while it has none, until Shutdown."""
+    grammars = GrammarThread(engine.compile_grammar, mailbox.bring)
     while True:
         for message in mailbox.take(wait=not engine.has_work()):
             if isinstance(message, Shutdown):
                 return
-            if isinstance(message, AbortRequests):
-                mailbox.post(StepDeltas(engine.abort(message.request_ids)))
-            else:
-                _add(engine, mailbox, message)
+            _handle(engine, mailbox, grammars, message)
         if engine.has_work():
             mailbox.step_begins(engine.stats())
             mailbox.post(StepDeltas(engine.step()))
         mailbox.step_ends(engine.stats())
 
 
-def _add(engine: Steppable, mailbox: Mailbox, request: EngineRequest) -> None:
+def _handle(
+    engine: Steppable,
+    mailbox: Mailbox,
+    grammars: GrammarThread,
+    message: EngineRequest | Compiled | AbortRequests,
+) -> None:
+    if isinstance(message, AbortRequests):
+        waited = [TokenDelta(name, [], "abort") for name in grammars.abort(message.request_ids)]
+        mailbox.post(StepDeltas(waited + engine.abort(message.request_ids)))
+    elif isinstance(message, EngineRequest):
+        if message.params.grammar is None:
+            _try(mailbox, message, lambda: engine.add_request(message))
+        else:
+            _try(mailbox, message, lambda: grammars.put(message))
+    elif grammars.takes_back(message.request.request_id):
+        _try(mailbox, message.request, lambda: _add_compiled(engine, message))
+
+
+def _add_compiled(engine: Steppable, compiled: Compiled) -> None:
+    if compiled.error is not None:
+        raise compiled.error
+    engine.add_request(compiled.request)
+
+
+def _try(mailbox: Mailbox, request: EngineRequest, take: Callable[[], None]) -> None:
+    """What goes wrong is the request's refusal."""
     try:
-        engine.add_request(request)
+        take()
     except DroplessError as error:
         mailbox.post(transport.refusal(request.request_id, error))
     except Exception as error:  # one request must not end all others

@@ -35,6 +35,7 @@ class Request:
     max_len: int  # prompt and output, in tokens
     end_token_ids: frozenset[int]  # each ends the request, and is its stop_token_id then
     weight: float = 1.0  # of its owner, from now on
+    grammar: object = None  # compiled, and held so that no step must compile it again
 
     row: int = NO_ROW  # in the runner's tables, while running
     num_computed: int = 0

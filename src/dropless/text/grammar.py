@@ -9,10 +9,12 @@ Otherwise the next token of the closing it knows takes the sampled one's place.
 from __future__ import annotations
 
 import json
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import llguidance
 import numpy as np
@@ -20,7 +22,7 @@ import regex
 from numpy.typing import NDArray
 
 from dropless.errors import GrammarError
-from dropless.text.grammar_closing import ClosingSearch, SearchLimits
+from dropless.text.grammar_closing import ClosingSearch, Pace, SearchLimits
 from dropless.text.tokenizer import Tokenizer
 from dropless.text.tool_calls import OPEN, unmarked_call
 from dropless.text.tool_grammar import Function, ToolGrammar
@@ -152,6 +154,7 @@ class Matcher:
 
 
 OutputMatcher = Matcher | ToolMatcher
+CompiledGrammar = _Grammar | CompiledTools
 
 
 class GrammarCompiler:
@@ -181,8 +184,9 @@ class GrammarCompiler:
             n_vocab=model_vocab_size,
             eos_token=ends,
         )
-        self._compiled = lru_cache(_CACHED_GRAMMARS)(self._compile)
-        self._compiled_tools = lru_cache(_CACHED_GRAMMARS)(self._compile_tools)
+        self._latest: OrderedDict[tuple[str, str], CompiledGrammar] = OrderedDict()
+        self._lock = threading.Lock()  # of the latest
+        self._held: WeakValueDictionary[tuple[str, str], CompiledGrammar] = WeakValueDictionary()
         self._token_bytes = tokenizer.token_bytes
 
     def compile(self, kind: str, text: str) -> OutputMatcher:
@@ -196,11 +200,28 @@ class GrammarCompiler:
         Raises:
             GrammarError: not understood, not supported, too large, or nothing satisfies it.
         """
-        if kind == "tool_calls":
-            tools = self._compiled_tools(text)
-            return ToolMatcher(tools, self._token_bytes, self._search.spell, self._eos)
-        grammar = self._compiled(kind, "" if kind == "json_object" else text)
-        return Matcher(grammar, self._search, self._eos)
+        compiled = self.compiled(kind, text)
+        if isinstance(compiled, CompiledTools):
+            return ToolMatcher(compiled, self._token_bytes, self._search.spell, self._eos)
+        return Matcher(compiled, self._search, self._eos)
+
+    def compiled(self, kind: str, text: str, pace: Pace | None = None) -> CompiledGrammar:
+        """What `compile` is quick with: it remembers the latest grammars, and those that somebody
+        still holds. `pace` may slow the work down for the sake of other threads.
+
+        Raises:
+            GrammarError: as `compile`.
+        """
+        name = (kind, "" if kind == "json_object" else text)
+        compiled = self._held.get(name)
+        if compiled is None:
+            compiled = self._held[name] = self._compile(*name, pace)
+        with self._lock:
+            self._latest[name] = compiled
+            self._latest.move_to_end(name)
+            if len(self._latest) > _CACHED_GRAMMARS:
+                self._latest.popitem(last=False)
+        return compiled
 
     def check_budget(self, matcher: OutputMatcher, max_tokens: int) -> None:
         """Refuse a budget in which no valid output fits.
@@ -216,7 +237,9 @@ class GrammarCompiler:
                 param="max_tokens",
             )
 
-    def _compile(self, kind: str, text: str) -> _Grammar:
+    def _compile(self, kind: str, text: str, pace: Pace | None) -> CompiledGrammar:
+        if kind == "tool_calls":
+            return self._compile_tools(text)
         if len(text) > MAX_GRAMMAR_CHARS:
             raise GrammarError(
                 f"the {kind} has {len(text)} characters; at most {MAX_GRAMMAR_CHARS} are allowed"
@@ -228,7 +251,7 @@ class GrammarCompiler:
         if matcher.is_error():
             raise GrammarError(f"the {kind} cannot be used: {_reason(matcher.get_error())}")
         memory: dict[int, list[int]] = {}
-        closing = self._search.find(matcher, [], memory, _AT_START)
+        closing = self._search.find(matcher, [], memory, replace(_AT_START, pace=pace))
         if closing is None:
             raise GrammarError(
                 f"no output satisfies this {kind}, or none within {_AT_START.tokens} tokens was "

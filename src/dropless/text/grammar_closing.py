@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import groupby
@@ -31,13 +31,17 @@ _REMEMBERED = 4096  # closings kept of one grammar
 _OLD_CLOSING_STARTS = 4  # how much of an old closing may have been done already
 
 
+Pace = Callable[[float], None]  # is told now and then of so many seconds of work, and may sleep
+
+
 @dataclass(frozen=True)
 class SearchLimits:
-    """When to give up: tokens in a closing, states visited, seconds."""
+    """When to give up: tokens in a closing, states visited, seconds of this thread's work."""
 
     tokens: int
     states: int
     seconds: float
+    pace: Pace | None = None
 
 
 @dataclass
@@ -138,7 +142,8 @@ class ClosingSearch:
         self, start: _State, old_closing: Sequence[int], limits: SearchLimits
     ) -> tuple[list[int], list[int]] | None:
         """New tokens, and the end of the old closing that then completes the output."""
-        deadline = time.monotonic() + limits.seconds
+        paced = time.thread_time()
+        deadline = paced + limits.seconds
         beam = [start]
         aside: list[tuple[int, int, int, _State]] = []
         seen = {start.trace}
@@ -148,6 +153,9 @@ class ClosingSearch:
             batch = beam + [heappop(aside)[-1] for _ in range(min(_ASIDE, len(aside)))]
             kept: dict[int, _State] = {}
             for place, state in enumerate(batch):
+                if limits.pace is not None:
+                    limits.pace(time.thread_time() - paced)
+                    paced = time.thread_time()
                 for child in self._children(state):
                     if child.matcher.is_accepting():
                         return child.path, []
@@ -163,7 +171,7 @@ class ClosingSearch:
                         kept[child.trace] = child
             beam = sorted(kept.values(), key=_closer)[:_BEAM]
             too_long = bool(beam) and len(beam[0].path) >= limits.tokens
-            if too_long or visited > limits.states or time.monotonic() > deadline:
+            if too_long or visited > limits.states or time.thread_time() > deadline:
                 return None
         return None
 

@@ -22,7 +22,7 @@ _OPEN_BYTES = OPEN.encode()
 Spell = Callable[[bytes], list[int] | None]  # any tokens that are together these bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class CompiledTools:
     """A ToolGrammar for one vocabulary: llguidance's matcher before the first call, whether text
     may stand first, and how the beginning of an unmarked call looks, in bytes."""

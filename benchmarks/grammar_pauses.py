@@ -1,0 +1,113 @@
+"""The longest pause of a stream while the engine compiles another request's grammar.
+
+    python -m benchmarks.grammar_pauses
+
+The default model behind `dropless serve`; one user's stream, and a second later another's request
+with a JSON schema: none, of 10 and of 200 properties, and of 300 that are required, for which two
+seconds of search find no output. `--python PATH` serves with another environment's Dropless, such
+as that of an older version. Writes results/grammar_pauses.json beside this script, or `--out`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+from benchmarks.machine import machine
+
+RESULT = Path(__file__).parent / "results" / "grammar_pauses.json"
+TOKENS, ROUNDS, AFTER_S = 150, 5, 1.0
+CASES = {"none": 0, "10 properties": 10, "200 properties": 200, "300 required": -300}
+
+
+def schema(properties: int, salt: str) -> dict[str, Any]:
+    """`salt` makes it one that nobody has compiled yet; required if there are less than none."""
+    names = [f"property_{salt}_{i}" for i in range(abs(properties))]
+    return {
+        "type": "object",
+        "properties": {name: {"type": "string", "maxLength": 20} for name in names},
+        "required": names if properties < 0 else [],
+    }
+
+
+def ask(client: httpx.Client, model: str, properties: int, salt: str) -> tuple[int, float]:
+    """The status and seconds of a short request."""
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 4,
+    }
+    if properties:
+        wrapped = {"name": "s", "schema": schema(properties, salt)}
+        body |= {"response_format": {"type": "json_schema", "json_schema": wrapped}}
+        body["max_tokens"] = 600
+    started = time.perf_counter()
+    status = client.post("/v1/chat/completions", json=body).status_code
+    return status, time.perf_counter() - started
+
+
+def longest_pause(client: httpx.Client, model: str, properties: int, salt: str) -> dict[str, Any]:
+    """Seconds between two chunks of the stream, once it runs, and what the other request got."""
+    other: dict[str, Any] = {}
+
+    def ask_meanwhile() -> None:
+        time.sleep(AFTER_S)
+        other["status"], other["seconds"] = ask(client, model, properties, salt)
+
+    body: dict[str, Any] = {"model": model, "prompt": "Once upon a time", "max_tokens": TOKENS}
+    body |= {"min_tokens": TOKENS, "stream": True}
+    thread = threading.Thread(target=ask_meanwhile)
+    thread.start()
+    with client.stream("POST", "/v1/completions", json=body) as answer:
+        lines = (line for line in answer.iter_lines() if line.startswith("data: {"))
+        stamps = [time.perf_counter() for _ in lines]
+    thread.join()
+    pauses = [later - earlier for earlier, later in itertools.pairwise(stamps)]
+    return {"longest_s": max(pauses), "median_s": statistics.median(pauses), **other}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--python", default=sys.executable, help="of the environment that serves")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    command = [arguments.python, "-m", "dropless.cli.main", "serve", "--port", "8139"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    rows = []
+    try:
+        client = httpx.Client(base_url="http://127.0.0.1:8139", timeout=120)
+        while True:
+            try:
+                model = client.get("/v1/models").json()["data"][0]["id"]
+                if ask(client, model, 1, "first")[0] == 200:  # the first grammar takes more
+                    break
+            except (httpx.HTTPError, LookupError):
+                pass
+            time.sleep(0.5)
+        for name, properties in CASES.items():
+            runs = [
+                longest_pause(client, model, properties, f"{name[:2]}{turn}")
+                for turn in range(ROUNDS)
+            ]
+            rows.append({"other": name, "runs": runs})
+            longest = [round(run["longest_s"] * 1e3) for run in runs]
+            print(f"{name:16s} longest pauses {longest} ms; {runs[-1]}", flush=True)
+    finally:
+        server.terminate()
+        server.wait()
+    arguments.out.write_text(json.dumps({**machine(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
