@@ -33,6 +33,9 @@ class Counter:
         self._left: dict[str, int] = {}
         self._steps = 0
 
+    def compile_grammar(self, message: EngineRequest) -> object:
+        raise NotImplementedError
+
     def add_request(self, request: EngineRequest) -> None:
         self._left[request.request_id] = request.params.max_tokens or 1
 
@@ -57,6 +60,9 @@ class Counter:
 
     def stats(self) -> EngineStats:
         return EngineStats(running=len(self._left), steps=self._steps)
+
+    def expert_counts(self) -> list[list[int]]:
+        return []
 
     def close(self) -> None:
         pass
