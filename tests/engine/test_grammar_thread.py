@@ -108,9 +108,9 @@ def finishes(message: FromEngine) -> list[tuple[str, str | None]]:
     return [(delta.request_id, delta.finish_reason) for delta in message.deltas]
 
 
-def with_grammar(text: str) -> EngineRequest:
+def with_grammar(text: str, owner: str = "") -> EngineRequest:
     params = SamplingParams(max_tokens=8, grammar=GrammarSpec("regex", text))
-    return EngineRequest(make_request().request_id, [5, 6], params)
+    return EngineRequest(make_request().request_id, [5, 6], params, owner)
 
 
 @pytest.fixture
@@ -149,6 +149,20 @@ def test_others_get_tokens_while_a_grammar_is_compiled(
     assert constrained.request_id not in engine.added
     engine.may_compile.set()
     client.wait_for_token(constrained)
+
+
+def test_owners_take_turns(engine: SlowCompiler, client: Client) -> None:
+    many = [with_grammar("a", "ann") for _ in range(3)]
+    bob, cid = with_grammar("b", "bob"), with_grammar("c", "cid")
+    for request in (*many, bob, cid):
+        client.send(request)
+    running = make_request()
+    client.send(running)
+    client.wait_for_token(running)  # all others have arrived
+    engine.may_compile.set()
+    client.wait_for_token(many[2])
+    first, second, third = (request.request_id for request in many)
+    assert engine.added[1:] == [first, bob.request_id, cid.request_id, second, third]
 
 
 def test_an_idle_engine_wakes_up_for_what_has_been_compiled(

@@ -1,10 +1,10 @@
 """Grammars are compiled on a thread of their own: one may take seconds, which nobody's steps
-wait for."""
+wait for. Owners take turns, so that nobody's many grammars are before another's one."""
 
 from __future__ import annotations
 
-import queue
 import threading
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,8 +26,8 @@ class Compiled:
 
 
 class GrammarThread:
-    """Between the mailbox and the engine: requests with a grammar wait here for it, in their order.
-    The engine process' main thread calls all methods."""
+    """Between the mailbox and the engine: requests with a grammar wait here for it, in the order of
+    their owner's. The engine process' main thread calls all methods."""
 
     def __init__(
         self, compile_grammar: Callable[[EngineRequest], object], done: Callable[[Compiled], None]
@@ -37,7 +37,8 @@ class GrammarThread:
         self._compile = compile_grammar
         self._done = done
         self._waiting: set[str] = set()
-        self._inbox: queue.SimpleQueue[EngineRequest] = queue.SimpleQueue()
+        self._changed = threading.Condition()  # and the lock of the queues
+        self._queues: OrderedDict[str, deque[EngineRequest]] = OrderedDict()  # whose turn: first
         threading.Thread(target=self._run, name="grammars", daemon=True).start()
 
     def put(self, request: EngineRequest) -> None:
@@ -52,7 +53,9 @@ class GrammarThread:
                 retry_after_s=_RETRY_AFTER_S,
             )
         self._waiting.add(request.request_id)
-        self._inbox.put(request)
+        with self._changed:
+            self._queues.setdefault(request.owner, deque()).append(request)
+            self._changed.notify()
 
     def abort(self, request_ids: Sequence[str]) -> list[str]:
         """Those of them that wait here, and do no longer."""
@@ -68,11 +71,19 @@ class GrammarThread:
 
     def _run(self) -> None:
         while True:
-            request = self._inbox.get()
+            with self._changed:
+                self._changed.wait_for(lambda: self._queues)
+                owner, queue = next(iter(self._queues.items()))
+                request = queue.popleft()
             # One that was aborted is not worth the time. The main thread may change the set at any
             # moment: it looks again.
             if request.request_id in self._waiting:
                 self._done(self._compiled(request))
+            with self._changed:
+                if queue:
+                    self._queues.move_to_end(owner)
+                else:
+                    del self._queues[owner]
 
     def _compiled(self, request: EngineRequest) -> Compiled:
         try:
