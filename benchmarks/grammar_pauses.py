@@ -4,8 +4,7 @@
 
 The default model behind `dropless serve`; one user's stream, and a second later another's request
 with a JSON schema: none, of 10 and of 200 properties, and of 300 that are required, for which two
-seconds of search find no output. `--python PATH` serves with another environment's Dropless, such
-as that of an older version. Writes results/grammar_pauses.json beside this script, or `--out`.
+seconds of search find no output. Writes results/grammar_pauses.json beside this script, or `--out`.
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ import argparse
 import itertools
 import json
 import statistics
-import subprocess
-import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -23,8 +21,12 @@ from typing import Any
 
 import httpx
 from benchmarks.machine import machine
+from benchmarks.served import served
+
+from dropless.checkpoints.catalogue import default_model
 
 RESULT = Path(__file__).parent / "results" / "grammar_pauses.json"
+MODEL = "model"
 TOKENS, ROUNDS, AFTER_S = 150, 5, 1.0
 CASES = {"none": 0, "10 properties": 10, "200 properties": 200, "300 required": -300}
 
@@ -39,10 +41,10 @@ def schema(properties: int, salt: str) -> dict[str, Any]:
     }
 
 
-def ask(client: httpx.Client, model: str, properties: int, salt: str) -> tuple[int, float]:
+def ask(client: httpx.Client, properties: int, salt: str) -> tuple[int, float]:
     """The status and seconds of a short request."""
     body: dict[str, Any] = {
-        "model": model,
+        "model": MODEL,
         "messages": [{"role": "user", "content": "Hi"}],
         "max_tokens": 4,
     }
@@ -55,15 +57,15 @@ def ask(client: httpx.Client, model: str, properties: int, salt: str) -> tuple[i
     return status, time.perf_counter() - started
 
 
-def longest_pause(client: httpx.Client, model: str, properties: int, salt: str) -> dict[str, Any]:
+def longest_pause(client: httpx.Client, properties: int, salt: str) -> dict[str, Any]:
     """Seconds between two chunks of the stream, once it runs, and what the other request got."""
     other: dict[str, Any] = {}
 
     def ask_meanwhile() -> None:
         time.sleep(AFTER_S)
-        other["status"], other["seconds"] = ask(client, model, properties, salt)
+        other["status"], other["seconds"] = ask(client, properties, salt)
 
-    body: dict[str, Any] = {"model": model, "prompt": "Once upon a time", "max_tokens": TOKENS}
+    body: dict[str, Any] = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": TOKENS}
     body |= {"min_tokens": TOKENS, "stream": True}
     thread = threading.Thread(target=ask_meanwhile)
     thread.start()
@@ -79,33 +81,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--python", default=sys.executable, help="of the environment that serves")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    command = [arguments.python, "-m", "dropless.cli.main", "serve", "--port", "8139"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     rows = []
-    try:
-        client = httpx.Client(base_url="http://127.0.0.1:8139", timeout=120)
-        while True:
-            try:
-                model = client.get("/v1/models").json()["data"][0]["id"]
-                if ask(client, model, 1, "first")[0] == 200:  # the first grammar takes more
-                    break
-            except (httpx.HTTPError, LookupError):
-                pass
-            time.sleep(0.5)
+    entity = {"name": MODEL, "model": default_model().name}
+    document = {"endpoints": [{"name": MODEL, "served_entities": [entity]}]}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        served(document, Path(folder)) as (url, _),
+        httpx.Client(base_url=url, timeout=120) as client,
+    ):
+        ask(client, 1, "first")  # the first grammar takes more
         for name, properties in CASES.items():
             runs = [
-                longest_pause(client, model, properties, f"{name[:2]}{turn}")
-                for turn in range(ROUNDS)
+                longest_pause(client, properties, f"{name[:2]}{turn}") for turn in range(ROUNDS)
             ]
             rows.append({"other": name, "runs": runs})
             longest = [round(run["longest_s"] * 1e3) for run in runs]
             print(f"{name:16s} longest pauses {longest} ms; {runs[-1]}", flush=True)
-    finally:
-        server.terminate()
-        server.wait()
     arguments.out.write_text(json.dumps({**machine(), "rows": rows}, indent=1) + "\n")
 
 

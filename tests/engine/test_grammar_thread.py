@@ -6,13 +6,13 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import zmq
 
-from dropless.engine import grammar_thread, transport
+from dropless.engine import grammar_thread
 from dropless.engine.mailbox import Mailbox
 from dropless.engine.messages import (
     AbortRequests,
@@ -28,6 +28,7 @@ from dropless.engine.process import serve
 from dropless.engine.sampling_params import GrammarSpec, SamplingParams
 from dropless.errors import GrammarError
 
+from .bare_client import BareClient
 from .traffic import make_request
 
 
@@ -75,20 +76,7 @@ class SlowCompiler:
         pass
 
 
-class Client:
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
-        self._socket = socket
-
-    def send(self, message: EngineRequest | AbortRequests | Shutdown) -> None:
-        self._socket.send(transport.encode_to_engine(message))
-
-    def wait_for(self, wanted: Callable[[FromEngine], bool]) -> FromEngine:
-        while self._socket.poll(20_000):
-            message = transport.decode_from_engine(self._socket.recv())
-            if wanted(message):
-                return message
-        raise TimeoutError
-
+class Client(BareClient):
     def wait_for_token(self, request: EngineRequest) -> None:
         self.wait_for(lambda message: (request.request_id, None) in finishes(message))
 
@@ -126,7 +114,7 @@ def client(engine: SlowCompiler) -> Iterator[Client]:
         mailbox = Mailbox(Path(name), os.getppid())
         loop = threading.Thread(target=serve, args=(engine, mailbox))
         loop.start()
-        client = Client(transport.connect_client(context, Path(name)))
+        client = Client(context, Path(name))
         yield client
         client.send(Shutdown())
         loop.join(20)
@@ -172,6 +160,7 @@ def test_an_idle_engine_wakes_up_for_what_has_been_compiled(
     client.send(constrained)
     engine.may_compile.set()
     client.wait_for_token(constrained)
+    assert engine.added == [constrained.request_id]
 
 
 def test_an_aborted_request_waits_no_longer_and_is_never_added(

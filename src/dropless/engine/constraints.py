@@ -43,7 +43,7 @@ class Constraints:
         if params.grammar is None:
             return None
         compiled = self.compile(params.grammar)
-        self._compiler.check_budget(self.matcher(params.grammar, ()), max_new_tokens)
+        self._compiler.check_budget(self._compiler.start(compiled), max_new_tokens)
         return compiled
 
     def compile(self, grammar: GrammarSpec, pace: Pace | None = None) -> CompiledGrammar:
@@ -60,7 +60,7 @@ class Constraints:
         Raises:
             GrammarError: the grammar cannot be compiled, or does not allow these tokens.
         """
-        matcher = self._compiler.compile(grammar.kind, grammar.text)
+        matcher = self._compiler.start(self.compile(grammar))
         for place, token_id in enumerate(generated):
             if not matcher.accept(token_id):
                 raise GrammarError(

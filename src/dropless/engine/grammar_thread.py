@@ -42,7 +42,8 @@ class GrammarThread:
         threading.Thread(target=self._run, name="grammars", daemon=True).start()
 
     def put(self, request: EngineRequest) -> None:
-        """
+        """Let a request wait until its grammar is compiled.
+
         Raises:
             EngineOverloadedError: too many wait already.
         """

@@ -81,11 +81,11 @@ def _handle(
         mailbox.post(StepDeltas(waited + engine.abort(message.request_ids)))
     elif isinstance(message, EngineRequest):
         if message.params.grammar is None:
-            _try(mailbox, message, lambda: engine.add_request(message))
+            _or_refuse(mailbox, message, lambda: engine.add_request(message))
         else:
-            _try(mailbox, message, lambda: grammars.put(message))
+            _or_refuse(mailbox, message, lambda: grammars.put(message))
     elif grammars.takes_back(message.request.request_id):
-        _try(mailbox, message.request, lambda: _add_compiled(engine, message))
+        _or_refuse(mailbox, message.request, lambda: _add_compiled(engine, message))
 
 
 def _add_compiled(engine: Steppable, compiled: Compiled) -> None:
@@ -94,7 +94,7 @@ def _add_compiled(engine: Steppable, compiled: Compiled) -> None:
     engine.add_request(compiled.request)
 
 
-def _try(mailbox: Mailbox, request: EngineRequest, take: Callable[[], None]) -> None:
+def _or_refuse(mailbox: Mailbox, request: EngineRequest, take: Callable[[], None]) -> None:
     """What goes wrong is the request's refusal."""
     try:
         take()

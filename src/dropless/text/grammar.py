@@ -200,7 +200,10 @@ class GrammarCompiler:
         Raises:
             GrammarError: not understood, not supported, too large, or nothing satisfies it.
         """
-        compiled = self.compiled(kind, text)
+        return self.start(self.compiled(kind, text))
+
+    def start(self, compiled: CompiledGrammar) -> OutputMatcher:
+        """A matcher at the start of an output."""
         if isinstance(compiled, CompiledTools):
             return ToolMatcher(compiled, self._token_bytes, self._search.spell, self._eos)
         return Matcher(compiled, self._search, self._eos)
