@@ -9,8 +9,8 @@ engine; step time = (time for 129 tokens - time for 1) / 128, prefill = prompt t
 The limit is the time to read at measured copy bandwidth what a rank must read once a step: all
 weights outside the experts, the experts that a batch hits on average if routing is even, and the
 keys and values in the middle of the run (`dropless.bench.roofline`). The limit of prefill is the
-time of its operations at the rate of PyTorch's products of large random matrices, kept up for so
-long that the GPU has come to its limit of power. `--slice-of N` computes what one of N
+time of its operations at the rate of PyTorch's products of large random matrices, after some tenths
+of a second of the same. `--slice-of N` computes what one of N
 tensor-parallel ranks does, without its collectives. `--deterministic` turns that setting on, to be
 compared with a run without. `--profile` shows the kernels of a step and how long the
 device idles. Writes results/dbrx_steps.json beside this script.
@@ -68,7 +68,7 @@ def copy_bandwidth() -> float:
 
 
 def matrix_rates() -> dict[Precision, float]:
-    """Operations a second of large products, once clocks have settled."""
+    """Operations a second of large products, after others: in the first moments it is more."""
     size = 8192
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in "ab")
     (a8, a_scales), (b8, b_scales) = quantize_tokens(a), quantize_tokens(b)
