@@ -132,7 +132,7 @@ def test_smaller_steps_leave_what_larger_ones_wrote_behind_uncounted(folder: Pat
     hidden = torch.randn(7, model.config.hidden_size)
     for count in (7, 2):
         for moe in moes:
-            moe(hidden[:count])
+            moe(hidden[:count], hidden[:count])
         load.note_step(count)
     assert [sum(row) for row in load.counts] == [9 * model.config.top_k] * len(moes)
 

@@ -14,8 +14,14 @@ from dropless.ops.activation import silu_mul
 from dropless.ops.attention import paged_attention
 from dropless.ops.fp8 import quantize_channels, quantize_tokens
 from dropless.ops.linear import linear
-from dropless.ops.moe import fused_experts, route
+from dropless.ops.moe import (
+    ExpertOutputs,
+    combine,
+    fused_experts,
+    route,
+)
 from dropless.ops.norm import layer_norm, rms_norm
+from dropless.ops.norm_linear import norm_linear
 from dropless.ops.registry import Op
 from dropless.ops.rope import rope_and_cache
 from tests.ops.paged import LAYOUTS, batch_of, empty_cache, filled_cache, tables
@@ -71,6 +77,68 @@ def norm_case(op: Op[..., Any], tokens: int, hidden: int, *, residual: bool) -> 
         return normed, summed
 
     return Case(f"{op.reference.__name__}-{tokens}x{hidden}-{residual}", op, run)
+
+
+def expert_outputs(
+    make: Maker, tokens: int, hidden: int, top_k: int, *, placed: bool
+) -> ExpertOutputs:
+    """Of six experts, of which the first and the last are not here: their rows are NaN."""
+    ids = torch.rand(tokens, 6, generator=make.generator).topk(top_k).indices - 1
+    made = make.normal(tokens * top_k, hidden, scale=3.0)
+    made[((ids < 0) | (ids >= 4)).flatten().to(make.device)] = torch.nan
+    places = None
+    if placed:
+        order = torch.randperm(len(made), generator=make.generator)
+        made, places = made[order.to(make.device)], order.argsort().int().to(make.device)
+    weights = make.cast(torch.rand(tokens, top_k, generator=make.generator))
+    return ExpertOutputs(made, places, weights, ids.to(make.device), 4)
+
+
+def combine_case(tokens: int, hidden: int, top_k: int, *, placed: bool) -> Case:
+    def run(version: Callable[..., Any], make: Maker) -> tuple[Tensor, ...]:
+        return (version(expert_outputs(make, tokens, hidden, top_k, placed=placed)),)
+
+    return Case(f"combine-{tokens}x{hidden}-top{top_k}-placed-{placed}", combine, run)
+
+
+def experts_norm_case(
+    op: Op[..., Any], tokens: int, hidden: int, *, placed: bool, residual: bool
+) -> Case:
+    def run(version: Callable[..., Any], make: Maker) -> tuple[Tensor, ...]:
+        x = expert_outputs(make, tokens, hidden, 4, placed=placed)
+        before = make.normal(tokens, hidden) if residual else None
+        normed, summed = version(x, before, make.normal(hidden), 1e-5)
+        return normed, summed
+
+    name = f"{op.reference.__name__}-of-experts-{tokens}x{hidden}-placed-{placed}-{residual}"
+    return Case(name, op, run)
+
+
+def norm_linear_case(
+    tokens: int,
+    inputs: int,
+    outputs: int,
+    *,
+    fp8: bool,
+    centred: bool = True,
+    experts: bool = False,
+    residual: bool = True,
+    bias: bool = False,
+) -> Case:
+    def run(version: Callable[..., Any], make: Maker) -> tuple[Tensor, ...]:
+        x: Tensor | ExpertOutputs = make.normal(tokens, inputs, scale=3.0)
+        if experts:
+            x = expert_outputs(make, tokens, inputs, 4, placed=tokens % 2 == 0)
+        before = make.normal(tokens, inputs) if residual else None
+        weight = make.normal(outputs, inputs, scale=0.1)
+        held = quantize_channels(weight) if fp8 else weight
+        added = make.normal(outputs) if bias else None
+        made, summed = version(x, before, make.normal(inputs), 1e-5, held, added, centred=centred)
+        return made, summed
+
+    name = f"norm_linear-{tokens}x{inputs}x{outputs}-fp8-{fp8}-centred-{centred}"
+    name += f"-experts-{experts}-residual-{residual}-bias-{bias}"
+    return Case(name, norm_linear, run, fp8)
 
 
 def silu_mul_case(tokens: int, width: int) -> Case:
@@ -164,7 +232,8 @@ def experts_case(
         if elsewhere:
             x[(ids < elsewhere).all(-1) | (ids >= experts + elsewhere).all(-1)] = torch.nan
         held = [quantize_channels(part) if fp8 else part for part in (gate_up, down)]
-        return (version(x, *held, make.cast(weights), ids.to(make.device) - elsewhere),)
+        made = version(x, *held, make.cast(weights), ids.to(make.device) - elsewhere)
+        return (made if isinstance(made, Tensor) else combine.reference(made),)
 
     name = f"fused_experts-{tokens}x{experts}-top{top_k}-width-{width}-elsewhere-{elsewhere}"
     name += f"-transposed-{lies_transposed}-fp8-{fp8}"
@@ -202,6 +271,25 @@ CASES = [
         for op in (rms_norm, layer_norm)
         for tokens, hidden in ((1, 576), (17, 80))
         for residual in (True, False)
+    ),
+    combine_case(1, 96, 2, placed=False),
+    combine_case(7, 1100, 4, placed=True),
+    *(
+        experts_norm_case(op, tokens, hidden, placed=placed, residual=tokens > 1)
+        for op in (rms_norm, layer_norm)
+        for tokens, hidden, placed in ((1, 576, False), (5, 80, True), (9, 1100, False))
+    ),
+    *(
+        norm_linear_case(*shape, fp8=fp8, **form)
+        for fp8 in (False, True)
+        for shape, form in (
+            ((1, 96, 160), {"experts": True}),
+            ((1, 45, 51), {"centred": False, "bias": True}),
+            ((1, 576, 33), {"residual": False}),
+            ((4, 96, 160), {"experts": True}),
+            ((17, 45, 51), {"centred": False, "bias": True}),
+            ((300, 96, 160), {"experts": True}),
+        )
     ),
     silu_mul_case(1, 1536),
     silu_mul_case(33, 24),

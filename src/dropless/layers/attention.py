@@ -1,4 +1,4 @@
-"""Grouped-query attention over the paged cache, on this rank's heads."""
+"""Grouped-query attention over the paged cache, on this rank's heads, and the norm before it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from torch import Tensor
 
 from dropless.layers.batch import ForwardBatch
 from dropless.layers.linear import Linear, RowParallelLinear
+from dropless.layers.norm import ResidualNorm
 from dropless.layers.weights import Weights
 from dropless.ops.attention import paged_attention
+from dropless.ops.moe import ExpertOutputs
 from dropless.ops.rope import rope_and_cache
 
 
 class Attention:
     def __init__(
         self,
+        norm: ResidualNorm,
         qkv: Linear,
         out: RowParallelLinear,
         *,
@@ -27,6 +30,7 @@ class Attention:
         """`qkv` gives this rank's query heads, key heads and value heads, in that order; `clip`
         bounds all three before rotation. `num_heads` and `num_kv_heads` are of all ranks, among
         whom those of `weights` have a part."""
+        self._norm = norm
         self._qkv = qkv
         self._out = out
         self._layer = layer
@@ -37,12 +41,20 @@ class Attention:
         self._scale = head_dim**-0.5
         self._clip = clip
 
-    def __call__(self, x: Tensor, batch: ForwardBatch, rotary: Tensor) -> Tensor:
-        """[num_tokens, hidden] to the same; writes the tokens' keys and values to the cache.
-        `rotary` are the tokens' rows of the rotary table."""
+    def __call__(
+        self,
+        x: Tensor | ExpertOutputs,
+        residual: Tensor | None,
+        batch: ForwardBatch,
+        rotary: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """This rank's part of what is to be added to the stream, and the stream with x in it, both
+        [num_tokens, hidden]; x and residual as of `ResidualNorm`. Writes the tokens' keys and
+        values to the cache. `rotary` are the tokens' rows of the rotary table."""
         k_cache, v_cache = batch.kv_caches[self._layer]
+        qkv, stream = self._norm.then(self._qkv, x, residual)
         q = self._rope_and_cache(
-            self._qkv(x),
+            qkv,
             rotary,
             k_cache,
             v_cache,
@@ -52,4 +64,4 @@ class Attention:
             clip=self._clip,
         )
         mixed = self._paged_attention(q, k_cache, v_cache, batch.paged, self._scale)
-        return self._out(mixed.flatten(1))
+        return self._out(mixed.flatten(1)), stream

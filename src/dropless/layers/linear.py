@@ -25,17 +25,17 @@ class Linear:
         batch_invariant: bool,
     ) -> None:
         """weight: [out, in]; bias: [out]."""
-        self._weight = weight
-        self._bias = bias
+        self.weight = weight
+        self.bias = bias
         self._linear = linear.form(batch_invariant=batch_invariant)
         self._half_linear = half_linear.form(batch_invariant=batch_invariant)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[num_tokens, in] to [num_tokens, out]."""
-        if isinstance(self._weight, PackedHalf):
-            y = self._half_linear(x, self._weight)
-            return y if self._bias is None else y.add_(self._bias)
-        return self._linear(x, self._weight, self._bias)
+        if isinstance(self.weight, PackedHalf):
+            y = self._half_linear(x, self.weight)
+            return y if self.bias is None else y.add_(self.bias)
+        return self._linear(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)

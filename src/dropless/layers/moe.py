@@ -1,4 +1,5 @@
-"""The mixture-of-experts layer: dropless, every token reaches all its experts."""
+"""The mixture-of-experts layer, dropless: every token reaches all its experts. And the norm before
+it."""
 
 from __future__ import annotations
 
@@ -8,9 +9,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dropless.layers.linear import Rows
+from dropless.layers.norm import ResidualNorm
 from dropless.layers.weights import Weights
 from dropless.ops.fp8 import Fp8Tensor
-from dropless.ops.moe import fused_experts, route
+from dropless.ops.moe import ExpertOutputs, route, unsummed_experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class MoE:
     def __init__(
         self,
         weights: Weights,
+        norm: ResidualNorm,
         router: str,
         experts: Sequence[Expert],
         hidden_size: int,
@@ -44,6 +47,7 @@ class MoE:
             norm_p: weights of a token's experts are divided by their p-norm; None: left as the
                 softmax over all experts gave them.
         """
+        self._norm = norm
         self._router = weights.matrix(router, (len(experts), hidden_size), weights.dtype)
         self._first_expert = 0
         if weights.expert_parallel:
@@ -54,7 +58,7 @@ class MoE:
             cut = weights.group.slice_of(width, f"{router}: the experts' width")
         self._gate_up, self._down = _read_experts(weights, experts, hidden_size, width, cut)
         self._route = route.form(batch_invariant=weights.batch_invariant)
-        self._fused_experts = fused_experts.form(batch_invariant=weights.batch_invariant)
+        self._experts = unsummed_experts.form(batch_invariant=weights.batch_invariant)
         self._top_k = top_k
         self._norm_p = norm_p
         self._choices: Tensor | None = None
@@ -64,13 +68,18 @@ class MoE:
         `ids` [most tokens of a step, top_k] int64."""
         self._choices = ids
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[num_tokens, hidden] to this rank's part of the sum, which the next norm makes."""
+    def __call__(self, x: Tensor, residual: Tensor) -> tuple[Tensor | ExpertOutputs, Tensor]:
+        """This rank's part of what is to be added to the stream, which may be left unsummed, and
+        the stream with x in it [num_tokens, hidden]; x and residual as of `ResidualNorm`."""
         choices = None if self._choices is None else self._choices[: len(x)]
-        topk_weights, topk_ids = self._route(x, self._router, self._top_k, self._norm_p, choices)
+        normed, stream = self._norm(x, residual)
+        topk_weights, topk_ids = self._route(
+            normed, self._router, self._top_k, self._norm_p, choices
+        )
         if self._first_expert:
             topk_ids = topk_ids - self._first_expert
-        return self._fused_experts(x, self._gate_up, self._down, topk_weights, topk_ids)
+        made = self._experts(normed, self._gate_up, self._down, topk_weights, topk_ids)
+        return made, stream
 
 
 def _read_experts(

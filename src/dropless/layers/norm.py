@@ -2,43 +2,83 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
+from dropless.layers.linear import Linear
 from dropless.layers.weights import Weights
+from dropless.ops.half_linear import PackedHalf
+from dropless.ops.moe import ExpertOutputs, combined
 from dropless.ops.norm import layer_norm, rms_norm
+from dropless.ops.norm_linear import norm_linear
 from dropless.parallel.group import Norm
 
+Part = Tensor | ExpertOutputs
 
-class _ResidualNorm:
-    _norm: Norm
+
+class ResidualNorm:
+    """The norm of the residual stream with x in it; alone, or with the linear layer behind it.
+
+    `x` [num_tokens, size] is this rank's part of what every rank's part is summed to and added to
+    `residual`; what experts made may be left unsummed. Without a residual x is whole and begins the
+    stream.
+    """
+
+    _norm: ClassVar[Norm]
+    _centred: ClassVar[bool]
 
     def __init__(self, weights: Weights, name: str, size: int, eps: float) -> None:
         self._weight = weights.vector(name, size)
         self._eps = eps
         self._group = weights.group
         self._batch_invariant = weights.batch_invariant
+        self._own_norm = self._norm.form(batch_invariant=weights.batch_invariant)
+        self._norm_linear = norm_linear.form(batch_invariant=weights.batch_invariant)
 
-    def __call__(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The norm of the residual stream with x in it, and the stream; both [num_tokens, size].
+    def __call__(self, x: Part, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The norm and the stream, both [num_tokens, size]."""
+        if self._sums_with_norm(residual):
+            assert residual is not None  # else there is no sum
+            part = combined(x)
+            return self._group.all_reduce_norm(self._norm, part, residual, self._weight, self._eps)
+        return self._own_norm(self._whole(x, residual), residual, self._weight, self._eps)
 
-        `x` is this rank's part of what every rank's part is summed to and added to `residual`.
-        Without a residual x is whole and begins the stream.
-        """
+    def then(self, linear: Linear, x: Part, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`linear` of the norm [num_tokens, out], and the stream."""
+        if isinstance(linear.weight, PackedHalf) or self._sums_with_norm(residual):
+            normed, stream = self(x, residual)
+            return linear(normed), stream
+        return self._norm_linear(
+            self._whole(x, residual), residual, self._weight, self._eps, linear.weight, linear.bias,
+            centred=self._centred,
+        )  # fmt: skip
+
+    def _sums_with_norm(self, residual: Tensor | None) -> bool:
+        """Whether the sum over ranks is for the kernel that makes the norm, too."""
+        if residual is None or self._batch_invariant:
+            return False
+        return self._group.sums_with_norm(residual)
+
+    def _whole(self, x: Part, residual: Tensor | None) -> Part:
+        """The sum of all ranks' x."""
+        if residual is None or not self._group.exchanges:
+            return x
+        part = combined(x)
         if self._batch_invariant:
-            whole = x if residual is None else self._group.all_reduce_in_order(x)
-            return self._norm.invariant(whole, residual, self._weight, self._eps)
-        if residual is None:
-            return self._norm(x, None, self._weight, self._eps)
-        return self._group.all_reduce_norm(self._norm, x, residual, self._weight, self._eps)
+            return self._group.all_reduce_in_order(part)
+        return self._group.all_reduce(part)
 
 
-class RMSNorm(_ResidualNorm):
+class RMSNorm(ResidualNorm):
     """x / sqrt(mean(x^2) + eps) * weight."""
 
     _norm = rms_norm
+    _centred = False
 
 
-class LayerNorm(_ResidualNorm):
+class LayerNorm(ResidualNorm):
     """(x - mean) / sqrt(variance + eps) * weight, with no bias."""
 
     _norm = layer_norm
+    _centred = True

@@ -100,8 +100,8 @@ def _block(config: DbrxConfig, weights: Weights, layer: int) -> Block:
         Rows(merged, kv_size, q_size + kv_size, rows),
     ]
     return Block(
-        LayerNorm(weights, f"{norms}.norm_1.weight", hidden, NORM_EPS),
         Attention(
+            LayerNorm(weights, f"{norms}.norm_1.weight", hidden, NORM_EPS),
             column_parallel(weights, hidden, qkv),
             RowParallelLinear(weights, f"{norms}.attn.out_proj.weight", q_size, hidden),
             layer=layer,
@@ -111,12 +111,16 @@ def _block(config: DbrxConfig, weights: Weights, layer: int) -> Block:
             weights=weights,
             clip=config.clip_qkv,
         ),
-        LayerNorm(weights, f"{norms}.norm_2.weight", hidden, NORM_EPS),
-        _moe(config, weights, f"{prefix}.ffn"),
+        _moe(
+            config,
+            weights,
+            LayerNorm(weights, f"{norms}.norm_2.weight", hidden, NORM_EPS),
+            f"{prefix}.ffn",
+        ),
     )
 
 
-def _moe(config: DbrxConfig, weights: Weights, prefix: str) -> MoE:
+def _moe(config: DbrxConfig, weights: Weights, norm: LayerNorm, prefix: str) -> MoE:
     """w1 is the gate and v1 the up matrix of all experts, one below the other; w2 is down, stored
     [in, out]."""
     width = config.ffn_width
@@ -127,6 +131,7 @@ def _moe(config: DbrxConfig, weights: Weights, prefix: str) -> MoE:
 
     return MoE(
         weights,
+        norm,
         f"{prefix}.router.layer.weight",
         [Expert(rows("w1", i), rows("v1", i), rows("w2", i)) for i in range(config.num_experts)],
         config.hidden_size,

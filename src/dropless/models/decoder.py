@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
 from dropless.layers.attention import Attention
 from dropless.layers.batch import ForwardBatch
 from dropless.layers.embedding import Embedding, OutputHead
-from dropless.layers.norm import LayerNorm, RMSNorm
+from dropless.layers.norm import ResidualNorm
 from dropless.models.config import ModelConfig
+from dropless.ops.moe import ExpertOutputs
 
-Norm = RMSNorm | LayerNorm
+
+class FeedForward(Protocol):
+    def __call__(self, x: Tensor, residual: Tensor) -> tuple[Tensor | ExpertOutputs, Tensor]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One transformer block."""
+    """One transformer block: each half of it begins with its norm."""
 
-    norm_1: Norm
     attention: Attention
-    norm_2: Norm
-    ffn: Callable[[Tensor], Tensor]
+    ffn: FeedForward
 
     def __call__(
-        self, x: Tensor, residual: Tensor | None, batch: ForwardBatch, rotary: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        x: Tensor | ExpertOutputs,
+        residual: Tensor | None,
+        batch: ForwardBatch,
+        rotary: Tensor,
+    ) -> tuple[Tensor | ExpertOutputs, Tensor]:
         """The block's output, which is still to be added to the residual, and the residual."""
-        x, residual = self.norm_1(x, residual)
-        x = self.attention(x, batch, rotary)
-        x, residual = self.norm_2(x, residual)
-        return self.ffn(x), residual
+        mixed, stream = self.attention(x, residual, batch, rotary)
+        return self.ffn(mixed, stream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +47,13 @@ class CausalLM:
     rotary_table: Tensor  # [max_positions, 2, head_dim] float32
     embedding: Embedding
     blocks: Sequence[Block]
-    norm: Norm
+    norm: ResidualNorm
     head: OutputHead
 
     def __call__(self, batch: ForwardBatch) -> Tensor:
         """Normalised last hidden states [num_tokens, hidden] of all tokens of a step."""
-        x, residual = self.embedding(batch.token_ids), None
+        x: Tensor | ExpertOutputs = self.embedding(batch.token_ids)
+        residual: Tensor | None = None
         rotary = self.rotary_table[batch.positions]
         for block in self.blocks:
             x, residual = block(x, residual, batch, rotary)

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from dropless.layers.attention import Attention
 from dropless.layers.embedding import Embedding, OutputHead
 from dropless.layers.linear import RowParallelLinear, Rows, column_parallel
@@ -16,9 +14,7 @@ from dropless.layers.norm import RMSNorm
 from dropless.layers.rotary import rotary_table
 from dropless.layers.weights import Weights
 from dropless.models.config import Fields, ModelConfig, llama_like
-from dropless.models.decoder import Block, CausalLM
-
-FFN = Callable[[Tensor], Tensor]
+from dropless.models.decoder import Block, CausalLM, FeedForward
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +46,10 @@ def parse_config(content: Mapping[str, Any]) -> LlamaConfig:
 def build(config: LlamaConfig, weights: Weights) -> CausalLM:
     """The model with its weights read."""
 
-    def ffn(prefix: str) -> FFN:
+    def ffn(norm: RMSNorm, prefix: str) -> FeedForward:
         return GatedMLP(
             weights,
+            norm,
             config.hidden_size,
             config.ffn_width,
             gate=f"{prefix}.mlp.gate_proj.weight",
@@ -64,9 +61,11 @@ def build(config: LlamaConfig, weights: Weights) -> CausalLM:
     return build_llama_like(config, weights, ffn)
 
 
-def build_llama_like(config: LlamaConfig, weights: Weights, ffn: Callable[[str], FFN]) -> CausalLM:
+def build_llama_like(
+    config: LlamaConfig, weights: Weights, ffn: Callable[[RMSNorm, str], FeedForward]
+) -> CausalLM:
     """A model that differs from Llama in its feed-forward layers at most; `ffn` makes that of the
-    block whose tensors' names begin with its argument."""
+    block whose tensors' names begin with its second argument, from the norm before it."""
     table = rotary_table(
         config.head_dim,
         config.max_position_embeddings,
@@ -81,10 +80,8 @@ def build_llama_like(config: LlamaConfig, weights: Weights, ffn: Callable[[str],
     def block(layer: int) -> Block:
         prefix = f"model.layers.{layer}"
         return Block(
-            _norm(config, weights, f"{prefix}.input_layernorm"),
             _attention(config, weights, layer),
-            _norm(config, weights, f"{prefix}.post_attention_layernorm"),
-            ffn(prefix),
+            ffn(_norm(config, weights, f"{prefix}.post_attention_layernorm"), prefix),
         )
 
     return CausalLM(
@@ -117,6 +114,7 @@ def _attention(config: LlamaConfig, weights: Weights, layer: int) -> Attention:
         Rows(f"{prefix}.v_proj.weight", kv_size),
     ]
     return Attention(
+        _norm(config, weights, f"model.layers.{layer}.input_layernorm"),
         column_parallel(weights, config.hidden_size, qkv, bias=config.qkv_bias),
         RowParallelLinear(
             weights, f"{prefix}.o_proj.weight", q_size, config.hidden_size, bias=config.out_bias

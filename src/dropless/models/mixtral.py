@@ -7,6 +7,7 @@ from typing import Any
 
 from dropless.layers.linear import Rows
 from dropless.layers.moe import Expert, MoE
+from dropless.layers.norm import RMSNorm
 from dropless.layers.weights import Weights
 from dropless.models.config import Fields, llama_like
 from dropless.models.decoder import CausalLM
@@ -37,11 +38,13 @@ def parse_config(content: Mapping[str, Any]) -> LlamaConfig:
 def build(config: LlamaConfig, weights: Weights) -> CausalLM:
     """The model with its weights read."""
     return build_llama_like(
-        config, weights, lambda prefix: _moe(config, weights, f"{prefix}.block_sparse_moe")
+        config,
+        weights,
+        lambda norm, prefix: _moe(config, weights, norm, f"{prefix}.block_sparse_moe"),
     )
 
 
-def _moe(config: LlamaConfig, weights: Weights, prefix: str) -> MoE:
+def _moe(config: LlamaConfig, weights: Weights, norm: RMSNorm, prefix: str) -> MoE:
     """w1 is the gate, w3 the up and w2 the down matrix of each expert, all [out, in]."""
     width = config.ffn_width
 
@@ -52,6 +55,7 @@ def _moe(config: LlamaConfig, weights: Weights, prefix: str) -> MoE:
 
     return MoE(
         weights,
+        norm,
         f"{prefix}.gate.weight",
         [expert(index) for index in range(config.num_experts)],
         config.hidden_size,

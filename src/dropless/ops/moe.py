@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -96,3 +97,57 @@ def fused_experts_by(
         made = product(activation(product(x[tokens], gate_up[expert])), down[expert])
         out.index_add_(0, tokens, made.float() * topk_weights[tokens, choice, None])
     return out.to(x.dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExpertOutputs:
+    """What the experts of every token made, before the weighted sum (`combine`). It has the shape
+    and the device of that sum."""
+
+    made: Tensor  # [T * top_k, hidden], a row for each pair of token and expert
+    places: Tensor | None  # [T * top_k] int32: the row of each pair; None: its own
+    topk_weights: Tensor  # [T, top_k]
+    topk_ids: Tensor  # [T, top_k]; the row of one outside 0 .. num_experts - 1 is not defined
+    num_experts: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.topk_ids.shape[0], self.made.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.made.device
+
+
+@Op
+def combine(outputs: ExpertOutputs) -> Tensor:
+    """Token t gives the sum over j of topk_weights[t, j] times its row for expert topk_ids[t, j],
+    in float32; an expert that is not here contributes nothing: [T, hidden] in the rows' dtype."""
+    num_tokens, top_k = outputs.topk_ids.shape
+    is_here = (outputs.topk_ids >= 0) & (outputs.topk_ids < outputs.num_experts)
+    places = outputs.places
+    if places is None:
+        places = torch.arange(num_tokens * top_k, device=outputs.device)
+    rows = outputs.made[places.view(num_tokens, top_k).where(is_here, 0)].float()
+    rows = rows.masked_fill(~is_here[..., None], 0.0) * outputs.topk_weights.float()[..., None]
+    return rows.sum(1).to(outputs.made.dtype)
+
+
+combine.register_invariant("cpu")(combine.reference)
+
+
+def combined(x: Tensor | ExpertOutputs) -> Tensor:
+    """[T, hidden], whether the sum was made before or is made now."""
+    return x if isinstance(x, Tensor) else combine(x)
+
+
+@Op
+def unsummed_experts(
+    x: Tensor,
+    gate_up: Tensor | Fp8Tensor,
+    down: Tensor | Fp8Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
+) -> Tensor | ExpertOutputs:
+    """`fused_experts`, whose last sum may be left to the norm that follows."""
+    return fused_experts.reference(x, gate_up, down, topk_weights, topk_ids)

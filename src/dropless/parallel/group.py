@@ -23,13 +23,14 @@ from torch._C._distributed_c10d import (
 )
 
 from dropless.errors import EngineError, SettingsError
+from dropless.ops.moe import ExpertOutputs
 from dropless.ops.norm import layer_norm
 from dropless.ops.registry import Op
 
 if TYPE_CHECKING:
     from dropless.parallel.one_shot import OneShot
 
-Norm: TypeAlias = Op[[Tensor, Tensor | None, Tensor, float], tuple[Tensor, Tensor]]
+Norm: TypeAlias = Op[[Tensor | ExpertOutputs, Tensor | None, Tensor, float], tuple[Tensor, Tensor]]
 
 _JOIN_TIMEOUT_S = 30.0  # all ranks are up when they join
 # A dead rank ends a collective at once. This is for one that lives but does not come: longer than
@@ -124,13 +125,18 @@ class Group:
         finally:
             self._is_alone = False
 
+    @property
+    def exchanges(self) -> bool:
+        """Whether collectives do anything."""
+        return self.backend is not None and not self._is_alone
+
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of every rank's `x`; in place where `x` is contiguous.
 
         Raises:
             PeersLostError: another rank is gone or did not come in time.
         """
-        if self.backend is None or self._is_alone:
+        if not self.exchanges:
             return x
         x = x.contiguous()
         if self.one_shot is not None and self.one_shot.takes(x):
@@ -164,6 +170,10 @@ class Group:
             total += part
         return total.to(piece.dtype)
 
+    def sums_with_norm(self, x: Tensor) -> bool:
+        """Whether `all_reduce_norm` of tensors [T, hidden] like x is one kernel."""
+        return self.one_shot is not None and not self._is_alone and self.one_shot.takes_rows(x)
+
     def all_reduce_norm(
         self, norm: Norm, x: Tensor, residual: Tensor, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
@@ -173,7 +183,7 @@ class Group:
         Raises:
             PeersLostError: another rank is gone or did not come in time.
         """
-        if self.one_shot is None or self._is_alone or not self.one_shot.takes_rows(x):
+        if self.one_shot is None or not self.sums_with_norm(x):
             return norm(self.all_reduce(x), residual, weight, eps)
         x, residual = x.contiguous(), residual.contiguous()
         return self.one_shot.all_reduce_norm(x, residual, weight, eps, centred=norm is layer_norm)
@@ -184,7 +194,7 @@ class Group:
         Raises:
             PeersLostError: another rank is gone or did not come in time.
         """
-        if self.backend is None or self._is_alone:
+        if not self.exchanges:
             return x
         x = x.contiguous()
         stacked = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
@@ -200,7 +210,7 @@ class Group:
         Raises:
             PeersLostError: another rank is gone or did not come in time.
         """
-        if self.backend is None or self._is_alone:
+        if not self.exchanges:
             return x
         x = x.contiguous()
         options = BroadcastOptions()

@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dropless.ops.norm import layer_norm, rms_norm
+from dropless.ops.moe import ExpertOutputs, combined
+from dropless.ops.norm import layer_norm, rms_norm, stream_of
 from dropless.ops.rope import rope_and_cache
 
 _FEW_TOKENS = 8  # up to here calls cost more than arithmetic
@@ -14,10 +15,10 @@ _FEW_TOKENS = 8  # up to here calls cost more than arithmetic
 
 @rms_norm.register("cpu")
 def rms_norm_cpu(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+    x: Tensor | ExpertOutputs, residual: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    summed = x if residual is None else x + residual
-    if len(x) > _FEW_TOKENS:
+    summed = stream_of(combined(x), residual)
+    if len(summed) > _FEW_TOKENS:
         return torch.rms_norm(summed, weight.shape, weight, eps), summed
     # torch.rms_norm is eight calls here, layer_norm one; and the mean of [x, -x] is zero, so that
     # its deviation is the root of the mean square of x.
@@ -28,9 +29,9 @@ def rms_norm_cpu(
 
 @layer_norm.register("cpu")
 def layer_norm_cpu(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+    x: Tensor | ExpertOutputs, residual: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    summed = x if residual is None else x + residual
+    summed = stream_of(combined(x), residual)
     return torch.layer_norm(summed, weight.shape, weight, None, eps), summed
 
 

@@ -19,8 +19,16 @@ from dropless.ops.attention import PagedBatch, paged_attention
 from dropless.ops.fp8 import Fp8Tensor, quantize_tokens
 from dropless.ops.half_linear import PackedHalf, half_linear
 from dropless.ops.linear import linear
-from dropless.ops.moe import fused_experts, fused_experts_by, route, route_by
-from dropless.ops.norm import layer_norm, rms_norm
+from dropless.ops.moe import (
+    ExpertOutputs,
+    combined,
+    fused_experts,
+    fused_experts_by,
+    route,
+    route_by,
+    unsummed_experts,
+)
+from dropless.ops.norm import layer_norm, rms_norm, stream_of
 from dropless.ops.rope import rope_and_cache
 
 _ROWS = 16  # of every product: fewer waste less on a single token, more read weights less often
@@ -87,23 +95,26 @@ def fused_experts_invariant(
     )
 
 
+unsummed_experts.register_invariant("cpu")(fused_experts_invariant)
+
+
 @rms_norm.register_invariant("cpu")
 def rms_norm_invariant(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+    x: Tensor | ExpertOutputs, residual: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """The root of the mean square is the deviation of [x, -x]; its kernel takes row by row."""
-    summed = x if residual is None else x + residual
+    summed = stream_of(combined(x), residual)
     wide = summed.float()
     mirrored = torch.cat((wide, -wide), dim=-1)
     normed = torch.layer_norm(mirrored, mirrored.shape[-1:], None, None, eps)
-    return normed[:, : len(weight)].to(x.dtype) * weight, summed
+    return normed[:, : len(weight)].to(summed.dtype) * weight, summed
 
 
 @layer_norm.register_invariant("cpu")
 def layer_norm_invariant(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+    x: Tensor | ExpertOutputs, residual: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    summed = x if residual is None else x + residual
+    summed = stream_of(combined(x), residual)
     return torch.layer_norm(summed, weight.shape, weight, None, eps), summed
 
 

@@ -28,8 +28,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dropless.ops.triton.elementwise import norm_of
 from dropless.ops.triton.launch import warps_of_row
+from dropless.ops.triton.norm import norm_of
 
 SLOTS = 256
 SLOT_BYTES = 16 * 1024

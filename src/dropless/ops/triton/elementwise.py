@@ -1,83 +1,19 @@
-"""Norms, rotation with the cache write, and the gated activation: one pass over memory each. A
-program has tokens of its own and does with each what it would do with it alone."""
+"""Rotation with the cache write, and the gated activation: one pass over memory each. A program
+has tokens of its own and does with each what it would do with it alone."""
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from dropless.ops.activation import silu_mul
-from dropless.ops.norm import layer_norm, rms_norm
 from dropless.ops.rope import rope_and_cache
-from dropless.ops.triton.launch import after_previous, early_launch, warps_of_row
+from dropless.ops.triton.launch import after_previous, early_launch
 
 _COLUMNS = 1024  # of the activation, for one program
 _FEW_HEADS, _MANY_HEADS = 8, 32  # that one program rotates
 _FEW_PROGRAMS = 1024  # of few heads: beyond, it is their number that takes time
-
-
-@triton.jit
-def norm_of(wide, weight, inside, hidden, eps, CENTRED: tl.constexpr):
-    """The norm of one token's stream, of which `hidden` elements are `inside`, in float32: by its
-    deviation if CENTRED, else by its root mean square."""
-    if CENTRED:
-        wide = tl.where(inside, wide - tl.sum(wide, 0) / hidden, 0.0)
-    scale = tl.rsqrt(tl.sum(wide * wide, 0) / hidden + eps)
-    return wide * scale * weight.to(tl.float32)
-
-
-@triton.jit
-def _norm_kernel(
-    x_ptr, residual_ptr, weight_ptr, normed_ptr, summed_ptr, hidden, eps,
-    HAS_RESIDUAL: tl.constexpr, CENTRED: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    """One token a program."""
-    after_previous(EARLY)
-    row = tl.program_id(0).to(tl.int64) * hidden
-    columns = tl.arange(0, BLOCK)
-    inside = columns < hidden
-    x = tl.load(x_ptr + row + columns, inside, 0.0)
-    if HAS_RESIDUAL:
-        x += tl.load(residual_ptr + row + columns, inside, 0.0)
-        tl.store(summed_ptr + row + columns, x, inside)
-    wide = x.to(tl.float32)
-    weight = tl.load(weight_ptr + columns, inside, 0.0)
-    normed = norm_of(wide, weight, inside, hidden, eps, CENTRED)
-    tl.store(normed_ptr + row + columns, normed, inside)
-
-
-def _norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, *, centred: bool
-) -> tuple[Tensor, Tensor]:
-    x = x.contiguous()
-    num_tokens, hidden = x.shape
-    normed = torch.empty_like(x)
-    summed = x if residual is None else torch.empty_like(x)
-    block = triton.next_power_of_2(hidden)
-    _norm_kernel[(num_tokens,)](
-        x, x if residual is None else residual.contiguous(), weight, normed, summed, hidden, eps,
-        HAS_RESIDUAL=residual is not None, CENTRED=centred, BLOCK=block,
-        num_warps=warps_of_row(block), **early_launch(x),
-    )  # fmt: skip
-    return normed, summed
-
-
-@rms_norm.register("cuda")
-@rms_norm.register_invariant("cuda")
-def rms_norm_cuda(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    return _norm(x, residual, weight, eps, centred=False)
-
-
-@layer_norm.register("cuda")
-@layer_norm.register_invariant("cuda")
-def layer_norm_cuda(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    return _norm(x, residual, weight, eps, centred=True)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])

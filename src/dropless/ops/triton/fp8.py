@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -53,18 +55,36 @@ def quantize_tokens_cuda(x: Tensor) -> tuple[Tensor, Tensor]:
     return values, scales
 
 
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Rows as a product takes them: in the precision of its weight."""
+
+    values: Tensor  # [T, n]
+    scales: Tensor  # [T] float32 of 8-bit values; of others a tensor that is not read
+    dtype: torch.dtype  # of what is made of them
+
+    @classmethod
+    def of(cls, x: Tensor | Tokens, weight: Tensor | Fp8Tensor) -> Tokens:
+        """x, quantised if the weight is and x is not yet."""
+        if isinstance(x, Tokens):
+            return x
+        if isinstance(weight, Tensor):
+            return cls(x, x, x.dtype)
+        return cls(*quantize_tokens(x), x.dtype)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def new(self, *shape: int) -> Tensor:
+        """Room for results."""
+        return torch.empty(shape, dtype=self.dtype, device=self.values.device)
+
+
 def parts(weight: Tensor | Fp8Tensor) -> tuple[Tensor, Tensor]:
     """Values and scales of a weight; without scales a tensor that is not read."""
     if isinstance(weight, Tensor):
         return weight, weight
     return weight.values, weight.scales
-
-
-def factors(x: Tensor, weight: Tensor | Fp8Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x, its scales, the weight and its scales, as `parts`; x in the weight's precision."""
-    if isinstance(weight, Tensor):
-        return x, x, weight, weight
-    return *quantize_tokens(x), weight.values, weight.scales
 
 
 def is_aligned(weight: Tensor | Fp8Tensor) -> bool:

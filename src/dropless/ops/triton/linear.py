@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dropless.ops.fp8 import Fp8Tensor, quantize_tokens
+from dropless.ops.fp8 import Fp8Tensor
 from dropless.ops.linear import linear
-from dropless.ops.triton.fp8 import factors, is_aligned, parts, scale_of, to_fp8
+from dropless.ops.triton.fp8 import Tokens, is_aligned, parts, scale_of, to_fp8
 from dropless.ops.triton.launch import after_previous, arrives_last, counters, early_launch
 from dropless.ops.triton.tiles import Tile, fixed_tile, tile_for
 
@@ -100,6 +100,11 @@ def linear_cuda(x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None = Non
     x = x.contiguous()
     if len(x) == 1 and weight.shape[1] <= _VECTOR_INPUTS:
         return linear_by_vector(x, weight, bias)
+    return linear_of(x, weight, bias)
+
+
+def linear_of(x: Tensor | Tokens, weight: Tensor | Fp8Tensor, bias: Tensor | None) -> Tensor:
+    """`linear` by whatever is fastest for so many tokens."""
     tile = None
     if len(x) <= MAX_TILE_TOKENS:
         tile = tile_for("linear", weight, len(x))
@@ -116,14 +121,16 @@ def linear_invariant(x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None 
     return linear_by_tiles(x.contiguous(), weight, bias, fixed_tile("linear", weight))
 
 
-def linear_by_library(x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None = None) -> Tensor:
+def linear_by_library(
+    x: Tensor | Tokens, weight: Tensor | Fp8Tensor, bias: Tensor | None = None
+) -> Tensor:
     """`linear` by cuBLAS."""
+    tokens = Tokens.of(x, weight)
     if isinstance(weight, Tensor):
-        return F.linear(x, weight, bias)
-    values, scales = quantize_tokens(x)
+        return F.linear(tokens.values, weight, bias)
     return torch._scaled_mm(
-        values, weight.values.t(), scales[:, None], weight.scales[None, :], bias=bias,
-        out_dtype=x.dtype, use_fast_accum=True,
+        tokens.values, weight.values.t(), tokens.scales[:, None], weight.scales[None, :],
+        bias=bias, out_dtype=tokens.dtype, use_fast_accum=True,
     )  # fmt: skip
 
 
@@ -144,20 +151,21 @@ def linear_by_vector(x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None)
 
 
 def linear_by_tiles(
-    x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None, tile: Tile
+    x: Tensor | Tokens, weight: Tensor | Fp8Tensor, bias: Tensor | None, tile: Tile
 ) -> Tensor:
     """`linear` with matrix units."""
     num_outputs, size = weight.shape
-    out = x.new_empty(len(x), num_outputs)
-    values, x_scales, weights, scales = factors(x, weight)
-    grid = (triton.cdiv(len(x), tile.rows), triton.cdiv(num_outputs, tile.columns), tile.splits)
-    sums_size = math.prod(grid) * tile.rows * tile.columns if tile.splits > 1 else 0
-    sums = torch.empty(sums_size, dtype=torch.float32, device=x.device)
-    num_counters = grid[0] * grid[1] if tile.splits > 1 else 0
-    _tile_kernel[grid](
-        values, x_scales, weights, scales, x if bias is None else bias, out, sums,
-        counters(x.device, num_counters), len(x), size, num_outputs,
+    tokens, (weights, scales) = Tokens.of(x, weight), parts(weight)
+    values = tokens.values
+    out = tokens.new(len(tokens), num_outputs)
+    grid = (triton.cdiv(len(tokens), tile.rows), triton.cdiv(num_outputs, tile.columns))
+    sums_size = math.prod(grid) * tile.splits * tile.rows * tile.columns if tile.splits > 1 else 0
+    sums = torch.empty(sums_size, dtype=torch.float32, device=values.device)
+    num_counters = math.prod(grid) if tile.splits > 1 else 0
+    _tile_kernel[(*grid, tile.splits)](
+        values, tokens.scales, weights, scales, values if bias is None else bias, out, sums,
+        counters(values.device, num_counters), len(tokens), size, num_outputs,
         SPLITS=tile.splits, SCALED=isinstance(weight, Fp8Tensor), HAS_BIAS=bias is not None,
-        **tile.arguments(x),
+        **tile.arguments(values),
     )  # fmt: skip
     return out

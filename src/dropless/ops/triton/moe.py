@@ -1,5 +1,5 @@
 """The experts as one grouped product each way: no token waits for another expert's, none is
-padded to a capacity. Three regimes by the number of tokens, see `fused_experts_cuda`."""
+padded to a capacity. Three regimes by the number of tokens, see `unsummed_experts_cuda`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from dropless.ops.activation import silu_mul
 from dropless.ops.fp8 import Fp8Tensor, quantize_tokens
-from dropless.ops.moe import fused_experts
+from dropless.ops.moe import ExpertOutputs, combined, fused_experts, unsummed_experts
 from dropless.ops.triton.dispatch import dispatch, dispatch_quantized
-from dropless.ops.triton.fp8 import factors, is_aligned
+from dropless.ops.triton.fp8 import Tokens, is_aligned, parts
 from dropless.ops.triton.grouped import down_grouped, gate_up_grouped
 from dropless.ops.triton.grouping import Grouping, find_tile, group_pairs, num_tiles, padded
-from dropless.ops.triton.launch import after_previous, early_launch
+from dropless.ops.triton.launch import after_previous
 from dropless.ops.triton.moe_pairs import experts_by_pairs
 from dropless.ops.triton.tiles import Tile, fixed_tile, tile_for
 
@@ -24,7 +24,6 @@ from dropless.ops.triton.tiles import Tile, fixed_tile, tile_for
 _PAIRS = 8
 _SHORT_WIDTH = 2048
 TILED_TOKENS = 512  # above so many arithmetic is the limit, not reading the weights
-_COMBINE_COLUMNS = 1024
 
 
 @triton.jit
@@ -99,27 +98,6 @@ def _down_kernel(
     tl.store(out_ptr + pairs[None, :] * hidden + columns[:, None], total, inside)
 
 
-@triton.jit
-def _combine_kernel(
-    made_ptr, places_ptr, topk_weights_ptr, ids_ptr, out_ptr, hidden, num_experts,
-    TOP_K: tl.constexpr, PLACED: tl.constexpr, COLUMNS: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    """The weighted sum of what a token's experts made."""
-    after_previous(EARLY)
-    token = tl.program_id(0)
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros([COLUMNS], tl.float32)
-    for choice in tl.static_range(TOP_K):
-        pair = token * TOP_K + choice
-        expert = tl.load(ids_ptr + pair)
-        is_here = (expert >= 0) & (expert < num_experts)
-        row = tl.load(places_ptr + pair) if PLACED else pair
-        at = made_ptr + row.to(tl.int64) * hidden + columns
-        made = tl.load(at, (columns < hidden) & is_here, 0.0).to(tl.float32)
-        total += made * tl.load(topk_weights_ptr + pair).to(tl.float32)
-    tl.store(out_ptr + token.to(tl.int64) * hidden + columns, total, columns < hidden)
-
-
 @fused_experts.register("cuda")
 def fused_experts_cuda(
     x: Tensor,
@@ -128,6 +106,17 @@ def fused_experts_cuda(
     topk_weights: Tensor,
     topk_ids: Tensor,
 ) -> Tensor:
+    return combined(unsummed_experts_cuda(x, gate_up, down, topk_weights, topk_ids))
+
+
+@unsummed_experts.register("cuda")
+def unsummed_experts_cuda(
+    x: Tensor,
+    gate_up: Tensor | Fp8Tensor,
+    down: Tensor | Fp8Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
+) -> Tensor | ExpertOutputs:
     """One or a few tokens: no grouping. Up to a few hundred: tiles, each weight read once. Beyond:
     grouped products at the speed of the matrix units."""
     x, topk_ids, topk_weights = x.contiguous(), topk_ids.contiguous(), topk_weights.contiguous()
@@ -151,7 +140,10 @@ def fused_experts_invariant(
     """Tiles of one size for any number of tokens."""
     x, topk_ids, topk_weights = x.contiguous(), topk_ids.contiguous(), topk_weights.contiguous()
     tiles = fixed_tile("gate_up", gate_up), fixed_tile("down", down)
-    return _by_tiles(x, gate_up, down, topk_weights, topk_ids, *tiles)
+    return combined(_by_tiles(x, gate_up, down, topk_weights, topk_ids, *tiles))
+
+
+unsummed_experts.register_invariant("cuda")(fused_experts_invariant)
 
 
 def _most_pairs(down: Tensor | Fp8Tensor) -> int:
@@ -167,18 +159,18 @@ def _tile(op: str, weight: Tensor | Fp8Tensor, num_pairs: int) -> Tile:
 
 
 def gate_up_by_tiles(
-    x: Tensor, gate_up: Tensor | Fp8Tensor, grouping: Grouping, tile: Tile
+    x: Tensor | Tokens, gate_up: Tensor | Fp8Tensor, grouping: Grouping, tile: Tile
 ) -> Tensor:
     """silu(gate x) * (up x) of the grouped pairs: [pairs, width]."""
     num_experts, width, hidden = gate_up.shape[0], gate_up.shape[1] // 2, gate_up.shape[2]
     num_pairs = len(grouping.pairs)
-    made = x.new_empty(num_pairs, width)
-    values, x_scales, weights, scales = factors(x, gate_up)
+    tokens, (weights, scales) = Tokens.of(x, gate_up), parts(gate_up)
+    made = tokens.new(num_pairs, width)
     grid = (num_tiles(num_pairs, num_experts, tile.rows), triton.cdiv(width, tile.columns))
     _gate_up_kernel[grid](
-        values, x_scales, weights, scales, grouping.pairs, grouping.offsets, made,
-        hidden, width, num_experts, num_pairs // len(x), EXPERTS=padded(num_experts),
-        SCALED=isinstance(gate_up, Fp8Tensor), **tile.arguments(x),
+        tokens.values, tokens.scales, weights, scales, grouping.pairs, grouping.offsets, made,
+        hidden, width, num_experts, num_pairs // len(tokens), EXPERTS=padded(num_experts),
+        SCALED=isinstance(gate_up, Fp8Tensor), **tile.arguments(tokens.values),
     )  # fmt: skip
     return made
 
@@ -188,10 +180,10 @@ def down_by_tiles(made: Tensor, down: Tensor | Fp8Tensor, grouping: Grouping, ti
     num_experts, hidden, width = down.shape
     num_pairs = len(grouping.pairs)
     out = made.new_empty(num_pairs, hidden)
-    values, made_scales, weights, scales = factors(made, down)
+    tokens, (weights, scales) = Tokens.of(made, down), parts(down)
     grid = (num_tiles(num_pairs, num_experts, tile.rows), triton.cdiv(hidden, tile.columns))
     _down_kernel[grid](
-        values, made_scales, weights, scales, grouping.pairs, grouping.offsets, out,
+        tokens.values, tokens.scales, weights, scales, grouping.pairs, grouping.offsets, out,
         hidden, width, num_experts, *weights.stride(), EXPERTS=padded(num_experts),
         SCALED=isinstance(down, Fp8Tensor), **tile.arguments(made),
     )  # fmt: skip
@@ -206,13 +198,13 @@ def _by_tiles(
     topk_ids: Tensor,
     gate_up_tile: Tile,
     down_tile: Tile,
-) -> Tensor:
+) -> ExpertOutputs:
     """`fused_experts` in tiles of these sizes."""
     num_experts = down.shape[0]
     grouping = group_pairs(topk_ids, num_experts)
     made = gate_up_by_tiles(x, gate_up, grouping, gate_up_tile)
     out = down_by_tiles(made, down, grouping, down_tile)
-    return _combine(out, None, topk_weights, topk_ids, num_experts)
+    return ExpertOutputs(out, None, topk_weights, topk_ids, num_experts)
 
 
 def _by_groups(
@@ -221,7 +213,7 @@ def _by_groups(
     down: Tensor | Fp8Tensor,
     topk_weights: Tensor,
     topk_ids: Tensor,
-) -> Tensor:
+) -> ExpertOutputs:
     """`fused_experts` with every expert's rows side by side in memory: in 16 bits by PyTorch's
     CUTLASS product, which is as fast as ours there; ours in 8 bits, which is faster."""
     num_experts = down.shape[0]
@@ -237,18 +229,4 @@ def _by_groups(
         rows = dispatch(x, grouping, topk_ids, num_experts)
         made = silu_mul(torch._grouped_mm(rows, gate_up.transpose(1, 2), offs=ends))
         out = torch._grouped_mm(made, down.transpose(1, 2), offs=ends)
-    return _combine(out, grouping.places, topk_weights, topk_ids, num_experts)
-
-
-def _combine(
-    made: Tensor, places: Tensor | None, topk_weights: Tensor, topk_ids: Tensor, num_experts: int
-) -> Tensor:
-    """[T, hidden]. `places` says in which row of `made` a pair stands; None: its own."""
-    (num_tokens, top_k), hidden = topk_ids.shape, made.shape[1]
-    out = made.new_empty(num_tokens, hidden)
-    _combine_kernel[(num_tokens, triton.cdiv(hidden, _COMBINE_COLUMNS))](
-        made, made if places is None else places, topk_weights, topk_ids, out, hidden, num_experts,
-        TOP_K=top_k, PLACED=places is not None, COLUMNS=_COMBINE_COLUMNS, num_warps=4,
-        **early_launch(made),
-    )  # fmt: skip
-    return out
+    return ExpertOutputs(out, grouping.places, topk_weights, topk_ids, num_experts)

@@ -1,0 +1,61 @@
+"""The weighted sum of what a token's experts made."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dropless.ops.moe import ExpertOutputs, combine
+from dropless.ops.triton.launch import after_previous, early_launch
+
+_COLUMNS = 1024
+
+
+@triton.jit
+def weighted_sum(
+    made_ptr, places_ptr, topk_weights_ptr, ids_ptr, token, columns, inside, hidden, num_experts,
+    TOP_K: tl.constexpr, PLACED: tl.constexpr,
+):  # fmt: skip
+    """float32, of these columns of one token."""
+    total = tl.zeros(columns.shape, tl.float32)
+    for choice in tl.static_range(TOP_K):
+        pair = token * TOP_K + choice
+        expert = tl.load(ids_ptr + pair)
+        is_here = (expert >= 0) & (expert < num_experts)
+        row = tl.load(places_ptr + pair) if PLACED else pair
+        at = made_ptr + row.to(tl.int64) * hidden + columns
+        made = tl.load(at, inside & is_here, 0.0).to(tl.float32)
+        total += made * tl.load(topk_weights_ptr + pair).to(tl.float32)
+    return total
+
+
+@triton.jit
+def _combine_kernel(
+    made_ptr, places_ptr, topk_weights_ptr, ids_ptr, out_ptr, hidden, num_experts,
+    TOP_K: tl.constexpr, PLACED: tl.constexpr, COLUMNS: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    after_previous(EARLY)
+    token = tl.program_id(0)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = columns < hidden
+    total = weighted_sum(
+        made_ptr, places_ptr, topk_weights_ptr, ids_ptr, token, columns, inside, hidden,
+        num_experts, TOP_K, PLACED,
+    )  # fmt: skip
+    tl.store(out_ptr + token.to(tl.int64) * hidden + columns, total, inside)
+
+
+@combine.register("cuda")
+@combine.register_invariant("cuda")
+def combine_cuda(outputs: ExpertOutputs) -> Tensor:
+    made, places = outputs.made, outputs.places
+    (num_tokens, top_k), hidden = outputs.topk_ids.shape, made.shape[1]
+    out = torch.empty(num_tokens, hidden, dtype=made.dtype, device=made.device)
+    _combine_kernel[(num_tokens, triton.cdiv(hidden, _COLUMNS))](
+        made, made if places is None else places, outputs.topk_weights, outputs.topk_ids, out,
+        hidden, outputs.num_experts, TOP_K=top_k, PLACED=places is not None, COLUMNS=_COLUMNS,
+        num_warps=4, **early_launch(made),
+    )  # fmt: skip
+    return out

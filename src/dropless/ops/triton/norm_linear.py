@@ -1,0 +1,29 @@
+"""A norm that quantises for the linear layer behind it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dropless.ops.fp8 import Fp8Tensor
+from dropless.ops.moe import ExpertOutputs
+from dropless.ops.norm_linear import norm_linear, norm_then_linear
+from dropless.ops.triton.linear import linear_of
+from dropless.ops.triton.norm import norm_rows
+
+
+@norm_linear.register("cuda")
+def norm_linear_cuda(
+    x: Tensor | ExpertOutputs,
+    residual: Tensor | None,
+    norm_weight: Tensor,
+    eps: float,
+    weight: Tensor | Fp8Tensor,
+    bias: Tensor | None,
+    *,
+    centred: bool,
+) -> tuple[Tensor, Tensor]:
+    if isinstance(weight, Tensor) or x.shape[0] == 1:  # one token is quantised by its product
+        return norm_then_linear(x, residual, norm_weight, eps, weight, bias, centred=centred)
+    made = norm_rows(x, residual, norm_weight, eps, centred=centred, rows=False, quantized=True)
+    assert made.tokens is not None  # wanted
+    return linear_of(made.tokens, weight, bias), made.stream
