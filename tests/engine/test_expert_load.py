@@ -23,7 +23,8 @@ from dropless.engine.runner import Runner
 from dropless.layers.moe import MoE
 from dropless.models.decoder import CausalLM
 from dropless.models.registry import load_model
-from dropless.ops.moe import route
+from dropless.ops.fp8 import Fp8Tensor
+from dropless.ops.moe import ExpertOutputs, Routed, route
 from dropless.parallel.group import SOLO
 
 from .traffic import collect, make_request
@@ -71,16 +72,17 @@ def record_choices(model: CausalLM) -> Tensor:
     counts = torch.zeros(len(model.blocks), model.config.num_experts, dtype=torch.int64)
 
     def watched(layer: int, moe: MoE) -> None:
-        real = moe._route
+        real = moe._experts
 
         def recorded(
-            x: Tensor, weight: Tensor, top_k: int, norm_p: float | None, ids: Tensor | None = None
-        ) -> tuple[Tensor, Tensor]:
-            for expert in route.reference(x, weight, top_k, norm_p)[1].flatten().tolist():
+            routed: Routed, gate_up: Tensor | Fp8Tensor, down: Tensor | Fp8Tensor
+        ) -> Tensor | ExpertOutputs:
+            chosen = route.reference(routed.x, moe._router, moe._top_k, moe._norm_p)[1]
+            for expert in chosen.flatten().tolist():
                 counts[layer, expert] += 1
-            return real(x, weight, top_k, norm_p, ids)
+            return real(routed, gate_up, down)
 
-        moe._route = recorded
+        moe._experts = recorded
 
     for layer, block in enumerate(model.blocks):
         assert isinstance(block.ffn, MoE)

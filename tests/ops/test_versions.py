@@ -12,16 +12,18 @@ from torch import Tensor
 
 from dropless.ops.activation import silu_mul
 from dropless.ops.attention import paged_attention
-from dropless.ops.fp8 import quantize_channels, quantize_tokens
+from dropless.ops.fp8 import Fp8Tensor, quantize_channels, quantize_tokens
 from dropless.ops.linear import linear
 from dropless.ops.moe import (
     ExpertOutputs,
+    Grouping,
     combine,
     fused_experts,
     route,
 )
 from dropless.ops.norm import layer_norm, rms_norm
 from dropless.ops.norm_linear import norm_linear
+from dropless.ops.norm_route import norm_route
 from dropless.ops.registry import Op
 from dropless.ops.rope import rope_and_cache
 from tests.ops.paged import LAYOUTS, batch_of, empty_cache, filled_cache, tables
@@ -208,6 +210,54 @@ def route_case(
     return Case(f"route-{tokens}x{hidden}x{experts}-top{top_k}-{norm_p}", route, run)
 
 
+def norm_route_case(
+    tokens: int,
+    hidden: int,
+    *,
+    here: int = 16,
+    width: int = 2080,
+    fp8: bool = False,
+    centred: bool = True,
+    norm_p: float | None = 1.0,
+) -> Case:
+    """16 experts, of which `here` are here; their width says in which way they are computed."""
+
+    def run(version: Callable[..., Any], make: Maker) -> tuple[Tensor, ...]:
+        router = make.normal(16, hidden, scale=hidden**-0.5)
+        down: Tensor | Fp8Tensor = make.normal(here, 48, 1).expand(here, 48, width)
+        if fp8:
+            down = quantize_channels(down)
+        x, before = make.normal(tokens, hidden, scale=3.0), make.normal(tokens, hidden)
+        ids_room = torch.full((tokens, 4), -1, device=make.device)
+        routed, stream = version(
+            x, before, make.normal(hidden), 1e-5, router, 4, norm_p, down, ids_room, centred=centred
+        )
+        assert routed.topk_ids.data_ptr() == ids_room.data_ptr()
+        values, scales = quantize_tokens(routed.x)
+        if routed.quantized is not None:  # exactly what it would be later
+            assert torch.equal(routed.quantized.values.float(), values.float())
+            assert torch.equal(routed.quantized.scales, scales)
+        if routed.grouping is not None:
+            assert_groups(routed.grouping, routed.topk_ids)
+        weights = routed.topk_weights
+        if make.rounding == torch.float32:  # else among so many tokens some choose another expert
+            weights = weights.new_zeros(tokens, 16).scatter(1, routed.topk_ids, weights)
+        return routed.x, stream, weights
+
+    name = f"norm_route-{tokens}x{hidden}-here-{here}-width-{width}-fp8-{fp8}-centred-{centred}"
+    return Case(f"{name}-{norm_p}", norm_route, run)
+
+
+def assert_groups(grouping: Grouping, topk_ids: Tensor) -> None:
+    ids = topk_ids.flatten()
+    pairs = ids.argsort(stable=True)
+    assert torch.equal(grouping.pairs.long(), pairs)
+    assert torch.equal(grouping.places.long(), pairs.argsort())
+    counts = ids.bincount(minlength=len(grouping.offsets) - 1)
+    assert torch.equal(grouping.offsets[1:].long(), counts.cumsum(0))
+    assert grouping.offsets[0] == 0
+
+
 def experts_case(
     tokens: int,
     experts: int,
@@ -300,6 +350,14 @@ CASES = [
     route_case(40, 8, 2, 2.0),
     route_case(3, 16, 4, 1.0, hidden=6144),
     route_case(150, 16, 4, 1.0, hidden=3000),
+    norm_route_case(1, 96, fp8=True),
+    norm_route_case(1, 48, width=40, fp8=True, centred=False),
+    norm_route_case(3, 3000, fp8=True, norm_p=2.0),
+    norm_route_case(3, 45, width=40),
+    norm_route_case(17, 96, here=4, fp8=True, norm_p=None),
+    norm_route_case(128, 96, width=40),
+    norm_route_case(150, 96, fp8=True),
+    norm_route_case(600, 96, fp8=True),
     experts_case(1, 16, 4),
     experts_case(50, 8, 2),
     experts_case(3, 16, 4),

@@ -12,7 +12,7 @@ from dropless.layers.linear import Rows
 from dropless.layers.norm import ResidualNorm
 from dropless.layers.weights import Weights
 from dropless.ops.fp8 import Fp8Tensor
-from dropless.ops.moe import ExpertOutputs, route, unsummed_experts
+from dropless.ops.moe import ExpertOutputs, unsummed_experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,6 @@ class MoE:
         else:
             cut = weights.group.slice_of(width, f"{router}: the experts' width")
         self._gate_up, self._down = _read_experts(weights, experts, hidden_size, width, cut)
-        self._route = route.form(batch_invariant=weights.batch_invariant)
         self._experts = unsummed_experts.form(batch_invariant=weights.batch_invariant)
         self._top_k = top_k
         self._norm_p = norm_p
@@ -72,14 +71,12 @@ class MoE:
         """This rank's part of what is to be added to the stream, which may be left unsummed, and
         the stream with x in it [num_tokens, hidden]; x and residual as of `ResidualNorm`."""
         choices = None if self._choices is None else self._choices[: len(x)]
-        normed, stream = self._norm(x, residual)
-        topk_weights, topk_ids = self._route(
-            normed, self._router, self._top_k, self._norm_p, choices
+        routed, stream = self._norm.then_route(
+            self._router, x, residual, self._top_k, self._norm_p, self._down, choices
         )
         if self._first_expert:
-            topk_ids = topk_ids - self._first_expert
-        made = self._experts(normed, self._gate_up, self._down, topk_weights, topk_ids)
-        return made, stream
+            routed = routed.for_experts_from(self._first_expert)
+        return self._experts(routed, self._gate_up, self._down), stream
 
 
 def _read_experts(

@@ -8,17 +8,20 @@ from torch import Tensor
 
 from dropless.layers.linear import Linear
 from dropless.layers.weights import Weights
+from dropless.ops.fp8 import Fp8Tensor
 from dropless.ops.half_linear import PackedHalf
-from dropless.ops.moe import ExpertOutputs, combined
+from dropless.ops.moe import ExpertOutputs, Routed, combined, route
 from dropless.ops.norm import layer_norm, rms_norm
 from dropless.ops.norm_linear import norm_linear
+from dropless.ops.norm_route import norm_route
 from dropless.parallel.group import Norm
 
 Part = Tensor | ExpertOutputs
 
 
 class ResidualNorm:
-    """The norm of the residual stream with x in it; alone, or with the linear layer behind it.
+    """The norm of the residual stream with x in it; alone, or with the linear layer or
+    the router behind it.
 
     `x` [num_tokens, size] is this rank's part of what every rank's part is summed to and added to
     `residual`; what experts made may be left unsummed. Without a residual x is whole and begins the
@@ -34,6 +37,7 @@ class ResidualNorm:
         self._group = weights.group
         self._batch_invariant = weights.batch_invariant
         self._own_norm = self._norm.form(batch_invariant=weights.batch_invariant)
+        self._norm_route = norm_route.form(batch_invariant=weights.batch_invariant)
         self._norm_linear = norm_linear.form(batch_invariant=weights.batch_invariant)
 
     def __call__(self, x: Part, residual: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -51,6 +55,26 @@ class ResidualNorm:
             return linear(normed), stream
         return self._norm_linear(
             self._whole(x, residual), residual, self._weight, self._eps, linear.weight, linear.bias,
+            centred=self._centred,
+        )  # fmt: skip
+
+    def then_route(
+        self,
+        router: Tensor,
+        x: Tensor,
+        residual: Tensor,
+        top_k: int,
+        norm_p: float | None,
+        down: Tensor | Fp8Tensor,
+        topk_ids: Tensor | None,
+    ) -> tuple[Routed, Tensor]:
+        """`norm_route` of the sum, and the stream."""
+        if self._sums_with_norm(residual):
+            normed, stream = self(x, residual)
+            return Routed(normed, *route(normed, router, top_k, norm_p, topk_ids)), stream
+        whole = combined(self._whole(x, residual))
+        return self._norm_route(
+            whole, residual, self._weight, self._eps, router, top_k, norm_p, down, topk_ids,
             centred=self._centred,
         )  # fmt: skip
 

@@ -51,6 +51,36 @@ def route_by(
     return weights.to(x.dtype), ids
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Grouping:
+    """(token, choice) pairs in the order of their experts. Pairs of experts outside 0 .. E - 1 are
+    in no group; where they stand is not defined."""
+
+    pairs: Tensor  # [T * top_k] int32, grouped: token * top_k + choice
+    places: Tensor  # [T * top_k] int32: where each pair stands in `pairs`
+    offsets: Tensor  # [EXPERTS + 1] int32: where each expert's pairs begin; EXPERTS >= E
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Routed:
+    """Tokens and their experts, with what is already known of them. It has x's device."""
+
+    x: Tensor  # [T, hidden]
+    topk_weights: Tensor  # [T, top_k]
+    topk_ids: Tensor  # [T, top_k]
+    quantized: Fp8Tensor | None = None  # x in 8 bits, a scale a token
+    grouping: Grouping | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
+
+    def for_experts_from(self, first: int) -> Routed:
+        """With the expert `first` as number 0."""
+        ids = self.topk_ids - first if first else self.topk_ids
+        return Routed(self.x, self.topk_weights, ids, self.quantized)
+
+
 @Op
 def fused_experts(
     x: Tensor,
@@ -143,11 +173,14 @@ def combined(x: Tensor | ExpertOutputs) -> Tensor:
 
 @Op
 def unsummed_experts(
-    x: Tensor,
-    gate_up: Tensor | Fp8Tensor,
-    down: Tensor | Fp8Tensor,
-    topk_weights: Tensor,
-    topk_ids: Tensor,
+    routed: Routed, gate_up: Tensor | Fp8Tensor, down: Tensor | Fp8Tensor
 ) -> Tensor | ExpertOutputs:
-    """`fused_experts`, whose last sum may be left to the norm that follows."""
-    return fused_experts.reference(x, gate_up, down, topk_weights, topk_ids)
+    """`fused_experts` of routed tokens, whose last sum may be left to the norm that follows."""
+    return fused_experts.reference(routed.x, gate_up, down, routed.topk_weights, routed.topk_ids)
+
+
+@unsummed_experts.register_invariant("cpu")
+@unsummed_experts.register_invariant("cuda")
+def summed_experts(routed: Routed, gate_up: Tensor | Fp8Tensor, down: Tensor | Fp8Tensor) -> Tensor:
+    """With the sum made, whatever is known of the tokens."""
+    return fused_experts.invariant(routed.x, gate_up, down, routed.topk_weights, routed.topk_ids)

@@ -26,7 +26,6 @@ from dropless.ops.moe import (
     fused_experts_by,
     route,
     route_by,
-    unsummed_experts,
 )
 from dropless.ops.norm import layer_norm, rms_norm, stream_of
 from dropless.ops.rope import rope_and_cache
@@ -93,9 +92,6 @@ def fused_experts_invariant(
     return fused_experts_by(
         linear_invariant, silu_mul_invariant, x, gate_up, down, topk_weights, topk_ids
     )
-
-
-unsummed_experts.register_invariant("cpu")(fused_experts_invariant)
 
 
 @rms_norm.register_invariant("cpu")

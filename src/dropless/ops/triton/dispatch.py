@@ -9,8 +9,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dropless.ops.fp8 import FP8
+from dropless.ops.moe import Grouping
 from dropless.ops.triton.fp8 import scale_of, to_fp8
-from dropless.ops.triton.grouping import Grouping
 from dropless.ops.triton.launch import after_previous, early_launch, warps_of_row
 
 

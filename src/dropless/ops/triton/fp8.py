@@ -72,6 +72,11 @@ class Tokens:
             return cls(x, x, x.dtype)
         return cls(*quantize_tokens(x), x.dtype)
 
+    @classmethod
+    def known(cls, quantized: Fp8Tensor, dtype: torch.dtype) -> Tokens:
+        """What was quantised from rows of `dtype` before."""
+        return cls(quantized.values, quantized.scales, dtype)
+
     def __len__(self) -> int:
         return len(self.values)
 

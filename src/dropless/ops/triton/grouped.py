@@ -12,7 +12,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from dropless.ops.fp8 import Fp8Tensor
-from dropless.ops.triton.grouping import Grouping, find_tile, padded
+from dropless.ops.moe import Grouping
+from dropless.ops.triton.grouping import find_tile, padded
 
 # Measured on DBRX's shapes. A tile of gate and up has as many columns of each.
 _ROWS, _GATE_UP_COLUMNS, _DOWN_COLUMNS, _DEPTH = 128, 128, 256, 128

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from dropless.ops.moe import Grouping
 from dropless.ops.triton.launch import after_previous, early_launch
 
 _SCANNED_PAIRS = 4096  # up to here a program for each expert looks at all pairs
@@ -16,29 +15,25 @@ _COUNTED_PAIRS = 256  # beyond, of one program, which looks at its own only
 _MOST_COUNTS = 128  # programs, each of which adds up what the others have counted
 
 
-@dataclass(frozen=True, slots=True)
-class Grouping:
-    """Pairs of experts outside 0 .. E - 1 are in no group; where they stand is not defined."""
-
-    pairs: Tensor  # [T * top_k] int32, grouped: token * top_k + choice
-    places: Tensor  # [T * top_k] int32: where each pair stands in `pairs`
-    offsets: Tensor  # [EXPERTS + 1] int32: where each expert's pairs begin; EXPERTS as `padded`
-
-
 def padded(num_experts: int) -> int:
     """How many experts a kernel ranks: a power of two, the last ones without pairs."""
     return int(triton.next_power_of_2(num_experts))
+
+
+def empty_grouping(num_pairs: int, num_experts: int, device: torch.device) -> Grouping:
+    """Room for a grouping, whose content is not defined."""
+
+    def empty(size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.int32, device=device)
+
+    return Grouping(empty(num_pairs), empty(num_pairs), empty(padded(num_experts) + 1))
 
 
 def group_pairs(topk_ids: Tensor, num_experts: int) -> Grouping:
     """The pairs of topk_ids [T, top_k], by expert and then in order."""
     ids = topk_ids.flatten()
     num_pairs, experts = len(ids), padded(num_experts)
-
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.int32, device=ids.device)
-
-    grouping = Grouping(empty(num_pairs), empty(num_pairs), empty(experts + 1))
+    grouping = empty_grouping(num_pairs, num_experts, ids.device)
     found = (grouping.pairs, grouping.places, grouping.offsets)
     sizes: dict[str, int] = {"EXPERTS": experts, **early_launch(ids)}
     if num_pairs <= _SCANNED_PAIRS:
@@ -49,7 +44,7 @@ def group_pairs(topk_ids: Tensor, num_experts: int) -> Grouping:
         return grouping
     size = max(_COUNTED_PAIRS, int(triton.next_power_of_2(triton.cdiv(num_pairs, _MOST_COUNTS))))
     programs = triton.cdiv(num_pairs, size)
-    counts = empty(programs, experts)
+    counts = torch.empty(programs, experts, dtype=torch.int32, device=ids.device)
     _count_kernel[(programs,)](ids, counts, num_pairs, num_experts, PAIRS=size, **sizes)
     _place_kernel[(programs,)](
         ids, counts, *found, num_pairs, num_experts, PAIRS=size,
@@ -80,10 +75,39 @@ def _group_kernel(
 
 
 @triton.jit
-def _choices(ids_ptr, num_pairs, num_experts, PAIRS: tl.constexpr, EXPERTS: tl.constexpr):
-    """[PAIRS, EXPERTS] int32: 1 where this program's pair is for the expert."""
-    pairs = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
-    ids = tl.load(ids_ptr + pairs, pairs < num_pairs, num_experts).to(tl.int32)
+def group_in_one(
+    ids_ptr, pairs_ptr, places_ptr, offsets_ptr, num_pairs, num_experts,
+    PAIRS: tl.constexpr, EXPERTS: tl.constexpr,
+):  # fmt: skip
+    """All pairs by one program, at the end of the kernel whose programs have chosen."""
+    experts = tl.arange(0, EXPERTS)
+    chosen = _choices(ids_ptr, 0, num_pairs, num_experts, PAIRS, EXPERTS)
+    counts = tl.sum(chosen, 0)
+    starts = tl.cumsum(counts, 0) - counts
+    _store_places(chosen, 0, starts, pairs_ptr, places_ptr, PAIRS)
+    tl.store(offsets_ptr + experts, starts)
+    tl.store(offsets_ptr + EXPERTS, tl.sum(counts, 0))
+
+
+@triton.jit
+def _store_places(chosen, first_pair, before, pairs_ptr, places_ptr, PAIRS: tl.constexpr):
+    """Of PAIRS pairs, `before` which [EXPERTS] pairs stand of smaller experts and of their own."""
+    places = tl.sum(chosen * (before[None, :] + tl.cumsum(chosen, 0) - 1), 1)
+    is_known = tl.sum(chosen, 1) > 0
+    pairs = first_pair + tl.arange(0, PAIRS)
+    tl.store(pairs_ptr + places, pairs, is_known)
+    tl.store(places_ptr + pairs, places, is_known)
+
+
+@triton.jit
+def _choices(
+    ids_ptr, first_pair, num_pairs, num_experts, PAIRS: tl.constexpr, EXPERTS: tl.constexpr
+):
+    """[PAIRS, EXPERTS] int32: 1 where a pair is for the expert. Another program may have written
+    the ids just before."""
+    pairs = first_pair + tl.arange(0, PAIRS)
+    ids = tl.load(ids_ptr + pairs, pairs < num_pairs, num_experts, cache_modifier=".cg")
+    ids = ids.to(tl.int32)
     known = (ids >= 0) & (ids < num_experts)
     return (known[:, None] & (ids[:, None] == tl.arange(0, EXPERTS)[None, :])).to(tl.int32)
 
@@ -94,7 +118,8 @@ def _count_kernel(
     PAIRS: tl.constexpr, EXPERTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     after_previous(EARLY)
-    counts = tl.sum(_choices(ids_ptr, num_pairs, num_experts, PAIRS, EXPERTS), 0)
+    first = tl.program_id(0) * PAIRS
+    counts = tl.sum(_choices(ids_ptr, first, num_pairs, num_experts, PAIRS, EXPERTS), 0)
     tl.store(counts_ptr + tl.program_id(0) * EXPERTS + tl.arange(0, EXPERTS), counts)
 
 
@@ -112,12 +137,8 @@ def _place_kernel(
     totals = tl.sum(counts, 0)
     starts = tl.cumsum(totals, 0) - totals
     before = starts + tl.sum(tl.where(programs < own, counts, 0), 0)
-    chosen = _choices(ids_ptr, num_pairs, num_experts, PAIRS, EXPERTS)
-    places = tl.sum(chosen * (before[None, :] + tl.cumsum(chosen, 0) - 1), 1)
-    is_known = tl.sum(chosen, 1) > 0
-    pairs = own * PAIRS + tl.arange(0, PAIRS)
-    tl.store(pairs_ptr + places, pairs, is_known)
-    tl.store(places_ptr + pairs, places, is_known)
+    chosen = _choices(ids_ptr, own * PAIRS, num_pairs, num_experts, PAIRS, EXPERTS)
+    _store_places(chosen, own * PAIRS, before, pairs_ptr, places_ptr, PAIRS)
     if own == 0:
         tl.store(offsets_ptr + experts, starts)
         tl.store(offsets_ptr + EXPERTS, tl.sum(totals, 0))

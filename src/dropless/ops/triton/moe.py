@@ -10,11 +10,18 @@ from torch import Tensor
 
 from dropless.ops.activation import silu_mul
 from dropless.ops.fp8 import Fp8Tensor, quantize_tokens
-from dropless.ops.moe import ExpertOutputs, combined, fused_experts, unsummed_experts
+from dropless.ops.moe import (
+    ExpertOutputs,
+    Grouping,
+    Routed,
+    combined,
+    fused_experts,
+    unsummed_experts,
+)
 from dropless.ops.triton.dispatch import dispatch, dispatch_quantized
 from dropless.ops.triton.fp8 import Tokens, is_aligned, parts
 from dropless.ops.triton.grouped import down_grouped, gate_up_grouped
-from dropless.ops.triton.grouping import Grouping, find_tile, group_pairs, num_tiles, padded
+from dropless.ops.triton.grouping import find_tile, group_pairs, num_tiles, padded
 from dropless.ops.triton.launch import after_previous
 from dropless.ops.triton.moe_pairs import experts_by_pairs
 from dropless.ops.triton.tiles import Tile, fixed_tile, tile_for
@@ -106,27 +113,27 @@ def fused_experts_cuda(
     topk_weights: Tensor,
     topk_ids: Tensor,
 ) -> Tensor:
-    return combined(unsummed_experts_cuda(x, gate_up, down, topk_weights, topk_ids))
+    return combined(unsummed_experts_cuda(Routed(x, topk_weights, topk_ids), gate_up, down))
 
 
 @unsummed_experts.register("cuda")
 def unsummed_experts_cuda(
-    x: Tensor,
-    gate_up: Tensor | Fp8Tensor,
-    down: Tensor | Fp8Tensor,
-    topk_weights: Tensor,
-    topk_ids: Tensor,
+    routed: Routed, gate_up: Tensor | Fp8Tensor, down: Tensor | Fp8Tensor
 ) -> Tensor | ExpertOutputs:
     """One or a few tokens: no grouping. Up to a few hundred: tiles, each weight read once. Beyond:
     grouped products at the speed of the matrix units."""
-    x, topk_ids, topk_weights = x.contiguous(), topk_ids.contiguous(), topk_weights.contiguous()
+    x, topk_ids = routed.x.contiguous(), routed.topk_ids.contiguous()
+    topk_weights = routed.topk_weights.contiguous()
     num_pairs = topk_ids.numel()
-    if num_pairs <= _most_pairs(down):
+    if goes_by_pairs(down, num_pairs):
         return experts_by_pairs(x, gate_up, down, topk_weights, topk_ids)
-    if len(x) <= TILED_TOKENS or x.dtype == torch.float32 or not is_aligned(down):
+    grouping = routed.grouping or group_pairs(topk_ids, down.shape[0])
+    if goes_by_tiles(down, x):
         tiles = _tile("gate_up", gate_up, num_pairs), _tile("down", down, num_pairs)
-        return _by_tiles(x, gate_up, down, topk_weights, topk_ids, *tiles)
-    return _by_groups(x, gate_up, down, topk_weights, topk_ids)
+        known = routed.quantized
+        tokens = x if known is None else Tokens.known(known, x.dtype)
+        return _by_tiles(tokens, gate_up, down, topk_weights, topk_ids, grouping, *tiles)
+    return _by_groups(x, gate_up, down, topk_weights, topk_ids, grouping)
 
 
 @fused_experts.register_invariant("cuda")
@@ -139,17 +146,21 @@ def fused_experts_invariant(
 ) -> Tensor:
     """Tiles of one size for any number of tokens."""
     x, topk_ids, topk_weights = x.contiguous(), topk_ids.contiguous(), topk_weights.contiguous()
+    grouping = group_pairs(topk_ids, down.shape[0])
     tiles = fixed_tile("gate_up", gate_up), fixed_tile("down", down)
-    return combined(_by_tiles(x, gate_up, down, topk_weights, topk_ids, *tiles))
+    return combined(_by_tiles(x, gate_up, down, topk_weights, topk_ids, grouping, *tiles))
 
 
-unsummed_experts.register_invariant("cuda")(fused_experts_invariant)
-
-
-def _most_pairs(down: Tensor | Fp8Tensor) -> int:
+def goes_by_pairs(down: Tensor | Fp8Tensor, num_pairs: int) -> bool:
+    """Whether so few pairs are computed one by one."""
     if isinstance(down, Tensor):
-        return _PAIRS
-    return _PAIRS // 2 if down.shape[2] <= _SHORT_WIDTH else 0
+        return num_pairs <= _PAIRS
+    return num_pairs <= _PAIRS // 2 and down.shape[2] <= _SHORT_WIDTH
+
+
+def goes_by_tiles(down: Tensor | Fp8Tensor, x: Tensor) -> bool:
+    """Whether tokens x, if they are not so few, are computed in tiles."""
+    return len(x) <= TILED_TOKENS or x.dtype == torch.float32 or not is_aligned(down)
 
 
 def _tile(op: str, weight: Tensor | Fp8Tensor, num_pairs: int) -> Tile:
@@ -191,20 +202,19 @@ def down_by_tiles(made: Tensor, down: Tensor | Fp8Tensor, grouping: Grouping, ti
 
 
 def _by_tiles(
-    x: Tensor,
+    x: Tensor | Tokens,
     gate_up: Tensor | Fp8Tensor,
     down: Tensor | Fp8Tensor,
     topk_weights: Tensor,
     topk_ids: Tensor,
+    grouping: Grouping,
     gate_up_tile: Tile,
     down_tile: Tile,
 ) -> ExpertOutputs:
     """`fused_experts` in tiles of these sizes."""
-    num_experts = down.shape[0]
-    grouping = group_pairs(topk_ids, num_experts)
     made = gate_up_by_tiles(x, gate_up, grouping, gate_up_tile)
     out = down_by_tiles(made, down, grouping, down_tile)
-    return ExpertOutputs(out, None, topk_weights, topk_ids, num_experts)
+    return ExpertOutputs(out, None, topk_weights, topk_ids, down.shape[0])
 
 
 def _by_groups(
@@ -213,11 +223,11 @@ def _by_groups(
     down: Tensor | Fp8Tensor,
     topk_weights: Tensor,
     topk_ids: Tensor,
+    grouping: Grouping,
 ) -> ExpertOutputs:
     """`fused_experts` with every expert's rows side by side in memory: in 16 bits by PyTorch's
     CUTLASS product, which is as fast as ours there; ours in 8 bits, which is faster."""
     num_experts = down.shape[0]
-    grouping = group_pairs(topk_ids, num_experts)
     if isinstance(gate_up, Fp8Tensor):
         assert isinstance(down, Fp8Tensor)  # both are of one kind
         rows, row_scales = dispatch_quantized(x, grouping, topk_ids, num_experts)

@@ -11,11 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dropless.ops.fp8 import FP8
+from dropless.ops.fp8 import Fp8Tensor
 from dropless.ops.moe import ExpertOutputs
 from dropless.ops.norm import layer_norm, rms_norm
 from dropless.ops.triton.combine import weighted_sum
-from dropless.ops.triton.fp8 import Tokens, scale_of, to_fp8
+from dropless.ops.triton.fp8 import scale_of, to_fp8
 from dropless.ops.triton.launch import after_previous, early_launch, warps_of_row
 
 
@@ -73,7 +73,7 @@ class Normed:
     """What a norm made, as far as it was wanted."""
 
     rows: Tensor | None  # [T, hidden]
-    tokens: Tokens | None  # the same in 8 bits
+    quantized: Fp8Tensor | None  # the same in 8 bits
     stream: Tensor  # [T, hidden]: the residual stream with x in it
 
 
@@ -94,11 +94,7 @@ def norm_rows(
     is_new = residual is not None or top_k > 0
     summed = torch.empty(shape, dtype=dtype, device=device) if is_new else made
     normed = torch.empty(shape, dtype=dtype, device=device) if rows else None
-    tokens = None
-    if quantized:
-        values = torch.empty(shape, dtype=FP8, device=device)
-        scales = torch.empty(num_tokens, dtype=torch.float32, device=device)
-        tokens = Tokens(values, scales, dtype)
+    tokens = Fp8Tensor.empty(shape, device) if quantized else None
     block = triton.next_power_of_2(hidden)
     _norm_kernel[(num_tokens,)](
         made, places, topk_weights, topk_ids,

@@ -7,6 +7,7 @@ from torch import Tensor
 from dropless.ops.fp8 import Fp8Tensor
 from dropless.ops.moe import ExpertOutputs
 from dropless.ops.norm_linear import norm_linear, norm_then_linear
+from dropless.ops.triton.fp8 import Tokens
 from dropless.ops.triton.linear import linear_of
 from dropless.ops.triton.norm import norm_rows
 
@@ -25,5 +26,5 @@ def norm_linear_cuda(
     if isinstance(weight, Tensor) or x.shape[0] == 1:  # one token is quantised by its product
         return norm_then_linear(x, residual, norm_weight, eps, weight, bias, centred=centred)
     made = norm_rows(x, residual, norm_weight, eps, centred=centred, rows=False, quantized=True)
-    assert made.tokens is not None  # wanted
-    return linear_of(made.tokens, weight, bias), made.stream
+    assert made.quantized is not None  # wanted
+    return linear_of(Tokens.known(made.quantized, made.stream.dtype), weight, bias), made.stream

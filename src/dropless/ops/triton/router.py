@@ -1,14 +1,23 @@
-"""The router as one kernel: scores, softmax in float32, the top experts and their weights."""
+"""The router as one kernel: scores, softmax in float32, the top experts and their weights. Of few
+tokens it makes the norm before it, too, and all that the experts want to know of them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from dropless.ops.moe import route
+from dropless.ops.fp8 import Fp8Tensor
+from dropless.ops.moe import Routed, route
+from dropless.ops.norm_route import norm_route
+from dropless.ops.triton.fp8 import scale_of, to_fp8
+from dropless.ops.triton.grouping import empty_grouping, group_in_one, padded
 from dropless.ops.triton.launch import after_previous, arrives_last, counters, early_launch
+from dropless.ops.triton.moe import goes_by_pairs, goes_by_tiles
+from dropless.ops.triton.norm import norm_of, norm_rows
 
 # Up to here a program for each token, which reads all router weights, is faster than matrix units.
 _VECTOR_TOKENS = 128
@@ -52,34 +61,103 @@ def _router_part(router_ptr, experts, step, hidden, num_experts, DEPTH: tl.const
     return tl.load(router_ptr + experts[:, None] * hidden + depth[None, :], there, 0.0)
 
 
+@triton.jit
+def _held(router_ptr, experts, hidden, num_experts, HELD: tl.constexpr, DEPTH: tl.constexpr):
+    """The first weights, in registers before x is there."""
+    held = tl.tuple(())
+    for step in tl.static_range(HELD):
+        part = _router_part(router_ptr, experts, step, hidden, num_experts, DEPTH)
+        held = held + (part,)  # noqa: RUF005 (Triton unpacks nothing)
+    return held
+
+
+@triton.jit
+def _scores(
+    row_ptr, router_ptr, held, experts, hidden, num_experts,
+    STEPS: tl.constexpr, HELD: tl.constexpr, EXPERTS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """[EXPERTS] float32, as rounded to the row's type, of a row that this program may have written
+    itself."""
+    total = tl.zeros([EXPERTS, DEPTH], tl.float32)
+    for step in tl.static_range(STEPS):  # unrolled, so that loads do not wait for each other
+        depth = step * DEPTH + tl.arange(0, DEPTH)
+        x = tl.load(row_ptr + depth, depth < hidden, 0.0, cache_modifier=".cg")
+        if step < HELD:
+            router = held[step]
+        else:
+            router = _router_part(router_ptr, experts, step, hidden, num_experts, DEPTH)
+        total += router.to(tl.float32) * x.to(tl.float32)[None, :]
+    return tl.sum(total, 1).to(row_ptr.dtype.element_ty).to(tl.float32)
+
+
 @triton.jit(do_not_specialize=["num_tokens"])
 def _route_token_kernel(
     x_ptr, router_ptr, weights_ptr, ids_ptr, num_tokens, hidden, num_experts, norm_p,
     TOP_K: tl.constexpr, CHOICES: tl.constexpr, EXPERTS: tl.constexpr, HAS_NORM: tl.constexpr,
     STEPS: tl.constexpr, HELD: tl.constexpr, DEPTH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One token a program. Most of the weights are in registers before x is there."""
+    """One token a program."""
     token = tl.program_id(0)
     experts = tl.arange(0, EXPERTS)
-    held = tl.tuple(())
-    for step in tl.static_range(HELD):
-        part = _router_part(router_ptr, experts, step, hidden, num_experts, DEPTH)
-        held = held + (part,)  # noqa: RUF005 (Triton unpacks nothing)
+    held = _held(router_ptr, experts, hidden, num_experts, HELD, DEPTH)
     after_previous(EARLY)
-    total = tl.zeros([EXPERTS, DEPTH], tl.float32)
-    for step in tl.static_range(STEPS):  # unrolled, so that loads do not wait for each other
-        depth = step * DEPTH + tl.arange(0, DEPTH)
-        x = tl.load(x_ptr + token.to(tl.int64) * hidden + depth, depth < hidden, 0.0)
-        if step < HELD:
-            router = held[step]
-        else:
-            router = _router_part(router_ptr, experts, step, hidden, num_experts, DEPTH)
-        total += router.to(tl.float32) * x.to(tl.float32)[None, :]
-    scores = tl.sum(total, 1).to(x_ptr.dtype.element_ty).to(tl.float32)
+    scores = _scores(
+        x_ptr + token.to(tl.int64) * hidden, router_ptr, held, experts, hidden, num_experts,
+        STEPS, HELD, EXPERTS, DEPTH,
+    )  # fmt: skip
     _choose(
         scores[None, :], token + tl.arange(0, 1), num_tokens, num_experts, weights_ptr, ids_ptr,
         norm_p, TOP_K, CHOICES, EXPERTS, HAS_NORM,
     )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _norm_route_kernel(
+    x_ptr, residual_ptr, norm_weight_ptr, summed_ptr, normed_ptr, values_ptr, scales_ptr, eps,
+    pairs_ptr, places_ptr, offsets_ptr, counter_ptr, num_here,
+    router_ptr, weights_ptr, ids_ptr, num_tokens, hidden, num_experts, norm_p,
+    CENTRED: tl.constexpr, QUANTIZED: tl.constexpr, BLOCK: tl.constexpr, PAIRS: tl.constexpr,
+    HERE: tl.constexpr,
+    TOP_K: tl.constexpr, CHOICES: tl.constexpr, EXPERTS: tl.constexpr, HAS_NORM: tl.constexpr,
+    STEPS: tl.constexpr, HELD: tl.constexpr, DEPTH: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """One token a program: its norm, in 8 bits if QUANTIZED, and its experts. With PAIRS, the last
+    program to end groups the pairs of all tokens by the HERE experts, of which num_here exist."""
+    token = tl.program_id(0)
+    experts = tl.arange(0, EXPERTS)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < hidden
+    row = token.to(tl.int64) * hidden
+    held = _held(router_ptr, experts, hidden, num_experts, HELD, DEPTH)
+    norm_weight = tl.load(norm_weight_ptr + columns, inside, 0.0)
+    after_previous(EARLY)
+    x = tl.load(x_ptr + row + columns, inside, 0.0)
+    residual = tl.load(residual_ptr + row + columns, inside, 0.0)
+    x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
+    tl.store(summed_ptr + row + columns, x, inside)
+    normed = norm_of(x.to(tl.float32), norm_weight, inside, hidden, eps, CENTRED).to(x.dtype)
+    tl.store(normed_ptr + row + columns, normed, inside)
+    tl.debug_barrier()  # other threads read it again, each its part of a step
+    scores = _scores(
+        normed_ptr + row, router_ptr, held, experts, hidden, num_experts,
+        STEPS, HELD, EXPERTS, DEPTH,
+    )  # fmt: skip
+    _choose(
+        scores[None, :], token + tl.arange(0, 1), num_tokens, num_experts, weights_ptr, ids_ptr,
+        norm_p, TOP_K, CHOICES, EXPERTS, HAS_NORM,
+    )  # fmt: skip
+    if QUANTIZED:  # read once more, so that it takes no registers meanwhile
+        normed = tl.load(normed_ptr + row + columns, inside, 0.0, cache_modifier=".cg")
+        scale = scale_of(normed, 0)
+        tl.store(values_ptr + row + columns, to_fp8(normed, scale), inside)
+        tl.store(scales_ptr + token, scale)
+    if PAIRS > 0:
+        is_last = arrives_last(counter_ptr, num_tokens)
+        if is_last:
+            group_in_one(
+                ids_ptr, pairs_ptr, places_ptr, offsets_ptr, num_tokens * TOP_K, num_here,
+                PAIRS, HERE,
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -158,23 +236,12 @@ def _route(
     x = x.contiguous()
     num_tokens, hidden = x.shape
     num_experts = len(router_weight)
-    weights = x.new_empty(num_tokens, top_k)
-    ids = topk_ids
-    if ids is None:
-        ids = torch.empty(num_tokens, top_k, dtype=torch.int64, device=x.device)
+    weights, ids = _room(x, top_k, topk_ids)
     arguments = (x, router_weight, weights, ids, num_tokens, hidden, num_experts, norm_p or 1.0)
-    shared = {
-        "TOP_K": top_k,
-        "CHOICES": triton.next_power_of_2(top_k),
-        "EXPERTS": max(16, triton.next_power_of_2(num_experts)),
-        "HAS_NORM": norm_p is not None,
-        **early_launch(x),
-    }
+    shared = _sizes(x, router_weight, top_k, norm_p)
     if by_token:
-        depth = max(128, 16384 // shared["EXPERTS"])  # 32 registers a thread for the sums
-        steps = triton.cdiv(hidden, depth)
         _route_token_kernel[(num_tokens,)](
-            *arguments, STEPS=steps, HELD=min(steps, _HELD), DEPTH=depth, num_warps=16, **shared
+            *arguments, **_steps(hidden, shared["EXPERTS"]), num_warps=16, **shared
         )
     else:
         wide, tiles = x.dtype == torch.float32, triton.cdiv(num_tokens, _ROWS)
@@ -187,3 +254,73 @@ def _route(
             **shared,
         )  # fmt: skip
     return weights, ids
+
+
+def _room(x: Tensor, top_k: int, topk_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    """For weights and ids."""
+    if topk_ids is None:
+        topk_ids = torch.empty(len(x), top_k, dtype=torch.int64, device=x.device)
+    return x.new_empty(len(x), top_k), topk_ids
+
+
+def _sizes(x: Tensor, router_weight: Tensor, top_k: int, norm_p: float | None) -> dict[str, Any]:
+    return {
+        "TOP_K": top_k,
+        "CHOICES": triton.next_power_of_2(top_k),
+        "EXPERTS": max(16, triton.next_power_of_2(len(router_weight))),
+        "HAS_NORM": norm_p is not None,
+        **early_launch(x),
+    }
+
+
+def _steps(hidden: int, experts: int) -> dict[str, int]:
+    """Over the inputs of one token."""
+    depth = max(128, 16384 // experts)  # 32 registers a thread for the sums
+    steps = triton.cdiv(hidden, depth)
+    return {"STEPS": steps, "HELD": min(steps, _HELD), "DEPTH": depth}
+
+
+@norm_route.register("cuda")
+def norm_route_cuda(
+    x: Tensor,
+    residual: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    router_weight: Tensor,
+    top_k: int,
+    norm_p: float | None,
+    down: Tensor | Fp8Tensor,
+    topk_ids: Tensor | None = None,
+    *,
+    centred: bool,
+) -> tuple[Routed, Tensor]:
+    num_tokens, hidden = x.shape
+    alone = goes_by_pairs(down, num_tokens * top_k)
+    in_tiles = not alone and goes_by_tiles(down, x)
+    quantizes = in_tiles and isinstance(down, Fp8Tensor)
+    if num_tokens > _VECTOR_TOKENS:
+        made = norm_rows(x, residual, norm_weight, eps, centred=centred, quantized=quantizes)
+        assert made.rows is not None  # wanted
+        chosen = route_cuda(made.rows, router_weight, top_k, norm_p, topk_ids)
+        return Routed(made.rows, *chosen, made.quantized), made.stream
+    x, residual = x.contiguous(), residual.contiguous()
+    stream, normed = torch.empty_like(x), torch.empty_like(x)
+    weights, ids = _room(x, top_k, topk_ids)
+    quantized = Fp8Tensor.empty((num_tokens, hidden), x.device) if quantizes else None
+    values, scales = (x, x) if quantized is None else (quantized.values, quantized.scales)
+    num_here, num_pairs = down.shape[0], num_tokens * top_k
+    groups = not alone and num_here == len(router_weight)  # else experts get other numbers
+    grouping = empty_grouping(num_pairs, num_here, x.device) if groups else None
+    grouped = (x, x, x)
+    if grouping is not None:
+        grouped = (grouping.pairs, grouping.places, grouping.offsets)
+    shared = _sizes(x, router_weight, top_k, norm_p)
+    _norm_route_kernel[(num_tokens,)](
+        x, residual, norm_weight, stream, normed, values, scales, eps,
+        *grouped, counters(x.device, 1), num_here,
+        router_weight, weights, ids, num_tokens, hidden, len(router_weight), norm_p or 1.0,
+        CENTRED=centred, QUANTIZED=quantizes, BLOCK=triton.next_power_of_2(hidden),
+        PAIRS=max(16, triton.next_power_of_2(num_pairs)) if groups else 0, HERE=padded(num_here),
+        **_steps(hidden, shared["EXPERTS"]), num_warps=16, **shared,
+    )  # fmt: skip
+    return Routed(normed, weights, ids, quantized, grouping), stream
