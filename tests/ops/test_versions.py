@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dropless.ops.activation import silu_mul
-from dropless.ops.attention import paged_attention
+from dropless.ops.attention import paged_attention, rotary_attention
 from dropless.ops.fp8 import Fp8Tensor, quantize_channels, quantize_tokens
 from dropless.ops.linear import linear
 from dropless.ops.moe import (
@@ -150,6 +150,14 @@ def silu_mul_case(tokens: int, width: int) -> Case:
     return Case(f"silu_mul-{tokens}x{width}", silu_mul, run)
 
 
+def random_rotary(make: Maker, tokens: int, head_dim: int) -> Tensor:
+    """[tokens, 2, head_dim] float32, as if of tokens at random positions."""
+    angles = torch.rand(tokens, head_dim // 2, generator=make.generator) * 6.0
+    cos, sin = angles.cos(), angles.sin()
+    rows = torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)], dim=1)
+    return rows.to(make.device)
+
+
 def rope_case(index: int, clip: float | None) -> Case:
     layout = LAYOUTS[index]
 
@@ -157,14 +165,10 @@ def rope_case(index: int, clip: float | None) -> Case:
         block_tables = tables(layout, make.generator)
         batch = batch_of(layout, block_tables, make.device)
         width = (layout.num_heads + 2 * layout.num_kv_heads) * layout.head_dim
-        angles = torch.rand(1300, layout.head_dim // 2, generator=make.generator) * 6.0
-        cos, sin = angles.cos(), angles.sin()
-        table = torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)], dim=1)
-        positions = torch.randint(1300, (layout.num_tokens,), generator=make.generator)
         caches = [make.cast(empty_cache(layout, block_tables)) for _ in "kv"]
         queries = version(
             make.normal(layout.num_tokens, width),
-            table[positions].to(make.device),
+            random_rotary(make, layout.num_tokens, layout.head_dim),
             *caches,
             batch.slot_mapping,
             num_heads=layout.num_heads,
@@ -174,6 +178,37 @@ def rope_case(index: int, clip: float | None) -> Case:
         return queries, *caches
 
     return Case(f"rope_and_cache-{index}-clip-{clip}", rope_and_cache, run)
+
+
+def rotary_attention_case(index: int, clip: float | None) -> Case:
+    """The step's own tokens are not in the caches yet."""
+    layout = LAYOUTS[index]
+
+    def run(version: Callable[..., Any], make: Maker) -> tuple[Tensor, ...]:
+        block_tables = tables(layout, make.generator)
+        caches = []
+        for _ in "kv":
+            contents = [
+                torch.randn(
+                    length - queries, layout.num_kv_heads, layout.head_dim, generator=make.generator
+                )
+                for queries, length in layout.sequences
+            ]
+            caches.append(make.cast(filled_cache(layout, block_tables, contents)))
+        width = (layout.num_heads + 2 * layout.num_kv_heads) * layout.head_dim
+        mixed = version(
+            make.normal(layout.num_tokens, width),
+            random_rotary(make, layout.num_tokens, layout.head_dim),
+            *caches,
+            batch_of(layout, block_tables, make.device),
+            0.2,
+            num_heads=layout.num_heads,
+            num_kv_heads=layout.num_kv_heads,
+            clip=clip,
+        )
+        return mixed, *caches
+
+    return Case(f"rotary_attention-{index}-clip-{clip}", rotary_attention, run)
 
 
 def attention_case(index: int) -> Case:
@@ -345,6 +380,7 @@ CASES = [
     silu_mul_case(33, 24),
     *(rope_case(index, clip) for index in range(len(LAYOUTS)) for clip in (None, 0.7)),
     *(attention_case(index) for index in range(len(LAYOUTS))),
+    *(rotary_attention_case(index, None if index % 2 else 0.7) for index in range(len(LAYOUTS))),
     route_case(1, 16, 4, 1.0),
     route_case(40, 8, 2, None),
     route_case(40, 8, 2, 2.0),

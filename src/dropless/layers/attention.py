@@ -8,9 +8,8 @@ from dropless.layers.batch import ForwardBatch
 from dropless.layers.linear import Linear, RowParallelLinear
 from dropless.layers.norm import ResidualNorm
 from dropless.layers.weights import Weights
-from dropless.ops.attention import paged_attention
+from dropless.ops.attention import rotary_attention
 from dropless.ops.moe import ExpertOutputs
-from dropless.ops.rope import rope_and_cache
 
 
 class Attention:
@@ -36,8 +35,7 @@ class Attention:
         self._layer = layer
         self._num_heads = weights.group.slice_of(num_heads, "attention heads")[1]
         self._num_kv_heads = weights.group.slice_of(num_kv_heads, "key and value heads")[1]
-        self._rope_and_cache = rope_and_cache.form(batch_invariant=weights.batch_invariant)
-        self._paged_attention = paged_attention.form(batch_invariant=weights.batch_invariant)
+        self._attend = rotary_attention.form(batch_invariant=weights.batch_invariant)
         self._scale = head_dim**-0.5
         self._clip = clip
 
@@ -53,15 +51,15 @@ class Attention:
         values to the cache. `rotary` are the tokens' rows of the rotary table."""
         k_cache, v_cache = batch.kv_caches[self._layer]
         qkv, stream = self._norm.then(self._qkv, x, residual)
-        q = self._rope_and_cache(
+        mixed = self._attend(
             qkv,
             rotary,
             k_cache,
             v_cache,
-            batch.paged.slot_mapping,
+            batch.paged,
+            self._scale,
             num_heads=self._num_heads,
             num_kv_heads=self._num_kv_heads,
             clip=self._clip,
         )
-        mixed = self._paged_attention(q, k_cache, v_cache, batch.paged, self._scale)
         return self._out(mixed.flatten(1)), stream

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dropless.ops.registry import Op
+from dropless.ops.rope import rope_and_cache
 
 T = TypeVar("T")
 
@@ -70,6 +71,69 @@ def paged_attention(
         out[tokens] = _attend(q[tokens].float(), keys, values, scale).to(q.dtype)
         start += query_len
     return out
+
+
+@Op
+def rotary_attention(
+    qkv: Tensor,
+    rotary: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: PagedBatch,
+    scale: float,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    clip: float | None,
+) -> Tensor:
+    """`rope_and_cache`, then `paged_attention` of the rotated queries: [T, num_heads, head_dim]."""
+    q = rope_and_cache.reference(
+        qkv, rotary, k_cache, v_cache, batch.slot_mapping,
+        num_heads=num_heads, num_kv_heads=num_kv_heads, clip=clip,
+    )  # fmt: skip
+    return paged_attention.reference(q, k_cache, v_cache, batch, scale)
+
+
+@rotary_attention.register("cpu")
+def rotate_then_attend(
+    qkv: Tensor,
+    rotary: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: PagedBatch,
+    scale: float,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    clip: float | None,
+) -> Tensor:
+    """By the two ops."""
+    q = rope_and_cache(
+        qkv, rotary, k_cache, v_cache, batch.slot_mapping,
+        num_heads=num_heads, num_kv_heads=num_kv_heads, clip=clip,
+    )  # fmt: skip
+    return paged_attention(q, k_cache, v_cache, batch, scale)
+
+
+@rotary_attention.register_invariant("cpu")
+@rotary_attention.register_invariant("cuda")
+def rotate_then_attend_invariant(
+    qkv: Tensor,
+    rotary: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: PagedBatch,
+    scale: float,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    clip: float | None,
+) -> Tensor:
+    q = rope_and_cache.invariant(
+        qkv, rotary, k_cache, v_cache, batch.slot_mapping,
+        num_heads=num_heads, num_kv_heads=num_kv_heads, clip=clip,
+    )  # fmt: skip
+    return paged_attention.invariant(q, k_cache, v_cache, batch, scale)
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:

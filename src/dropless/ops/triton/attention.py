@@ -13,7 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dropless.ops.attention import PagedBatch, paged_attention
+from dropless.ops.attention import (
+    PagedBatch,
+    paged_attention,
+    rotary_attention,
+    rotate_then_attend,
+)
 from dropless.ops.triton.launch import after_previous, arrives_last, counters, early_launch
 
 _PROGRAMS = 2 * 132  # at most, if sequences are split: two for a multiprocessor of a Hopper GPU
@@ -28,15 +33,14 @@ _QUERIES, _CHUNK_KEYS = 64, 64  # of one tile
 @triton.jit
 def _attend(
     q, own_places, k_ptr, v_ptr, table_ptr, kv_head, num_kv_heads, start, stop, scale,
-    ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    mean, top, total,
+    HEAD_DIM: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Queries q [ROWS, DIM] over the keys at `start : stop` that lie no later than own_places
-    [ROWS]: the weighted mean of the values, the greatest score, and the sum of the weights."""
+    [ROWS]: the weighted mean of the values, the greatest score, and the sum of the weights. They
+    begin with what is given, of which the first is a weighted sum."""
     dims = tl.arange(0, DIM)
-    top = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    mean = tl.zeros([ROWS, DIM], tl.float32)
     for begin in range(start, stop, KEYS):
         places = begin + tl.arange(0, KEYS)
         known = places < stop
@@ -57,17 +61,48 @@ def _attend(
     return mean / tl.where(total > 0.0, total, 1.0)[:, None], top, total
 
 
+@triton.jit
+def _nothing(ROWS: tl.constexpr, DIM: tl.constexpr):
+    """What `_attend` begins with, if no key was seen."""
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    return tl.zeros([ROWS, DIM], tl.float32), top, tl.zeros([ROWS], tl.float32)
+
+
+@triton.jit
+def _rotated(
+    rows_ptr, rotary_ptr, dims, wanted, clip, HEAD_DIM: tl.constexpr, HAS_CLIP: tl.constexpr
+):
+    """Heads of one token at rows_ptr, clipped and rotated, as `rope_and_cache` says."""
+    half: tl.constexpr = HEAD_DIM // 2
+    row = _clipped(rows_ptr + dims, wanted, clip, HAS_CLIP).to(tl.float32)
+    other_half = tl.where(dims < half, dims + half, dims - half)
+    other = _clipped(rows_ptr + other_half, wanted, clip, HAS_CLIP).to(tl.float32)
+    inside = dims < HEAD_DIM
+    cos = tl.load(rotary_ptr + dims, inside, 0.0)
+    sin = tl.load(rotary_ptr + HEAD_DIM + dims, inside, 0.0)
+    return (row * cos + other * sin).to(rows_ptr.dtype.element_ty)
+
+
+@triton.jit
+def _clipped(at, wanted, clip, HAS_CLIP: tl.constexpr):
+    x = tl.load(at, wanted, 0.0)
+    if HAS_CLIP:
+        x = tl.minimum(tl.maximum(x.to(tl.float32), -clip), clip).to(x.dtype)
+    return x
+
+
 @triton.jit(do_not_specialize=["table_stride"])
 def _decode_kernel(
-    q_ptr, k_ptr, v_ptr, tables_ptr, starts_ptr, lens_ptr, parts_ptr, lse_ptr, counters_ptr,
-    out_ptr, scale, q_stride, table_stride, num_kv_heads,
+    q_ptr, rotary_ptr, slots_ptr, clip, k_ptr, v_ptr, tables_ptr, starts_ptr, lens_ptr,
+    parts_ptr, lse_ptr, counters_ptr, out_ptr, scale, q_stride, table_stride, num_kv_heads,
     GROUP: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
-    PRECISION: tl.constexpr, EARLY: tl.constexpr,
+    ROTATES: tl.constexpr, HAS_CLIP: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """All query heads of one key head, over one part of a sequence's keys: the weighted mean of
     the part's values and the logarithm of its sum of weights. The last of the parts to end merges
-    all, in the order of keys."""
+    all, in the order of keys. If it ROTATES, q are rows of qkv, and the part with the sequence's
+    last key, which is the query's own, writes that into the cache and does not read it there."""
     after_previous(EARLY)
     sequence, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     length = tl.load(lens_ptr + sequence)
@@ -79,12 +114,30 @@ def _decode_kernel(
     heads = kv_head * GROUP + rows
     wanted = (rows[:, None] < GROUP) & (dims[None, :] < HEAD_DIM)
     token = tl.load(starts_ptr + sequence).to(tl.int64)
-    q_at = token * q_stride + heads[:, None] * HEAD_DIM + dims[None, :]
-    q = tl.load(q_ptr + q_at, wanted, 0.0)
+    q_at = q_ptr + token * q_stride + heads[:, None] * HEAD_DIM
+    mean, top, total = _nothing(ROWS, DIM)
+    if ROTATES:
+        rotary_at = rotary_ptr + token * 2 * HEAD_DIM
+        q = _rotated(q_at, rotary_at, dims[None, :], wanted, clip, HEAD_DIM, HAS_CLIP)
+        if stop == length:
+            stop -= 1
+            inside = dims < HEAD_DIM
+            k_at = q_ptr + token * q_stride + (num_kv_heads * GROUP + kv_head) * HEAD_DIM
+            k = _rotated(k_at, rotary_at, dims, inside, clip, HEAD_DIM, HAS_CLIP)
+            v = _clipped(k_at + num_kv_heads * HEAD_DIM + dims, inside, clip, HAS_CLIP)
+            k, v = k.to(k_ptr.dtype.element_ty), v.to(v_ptr.dtype.element_ty)
+            slot = (tl.load(slots_ptr + token) * num_kv_heads + kv_head) * HEAD_DIM
+            tl.store(k_ptr + slot + dims, k, inside)
+            tl.store(v_ptr + slot + dims, v, inside)
+            top = tl.sum(q.to(tl.float32) * k.to(tl.float32)[None, :], 1) * scale
+            total += 1.0
+            mean += v.to(tl.float32)[None, :]
+    else:
+        q = tl.load(q_at + dims[None, :], wanted, 0.0)
     mean, top, total = _attend(
         q, tl.full([ROWS], length, tl.int32), k_ptr, v_ptr, tables_ptr + sequence * table_stride,
-        kv_head, num_kv_heads, start, stop, scale,
-        ROWS, HEAD_DIM, DIM, BLOCK_SIZE, KEYS, PRECISION,
+        kv_head, num_kv_heads, start, stop, scale, mean, top, total,
+        HEAD_DIM, DIM, BLOCK_SIZE, KEYS, PRECISION,
     )  # fmt: skip
     num_heads = num_kv_heads * GROUP
     out_at = out_ptr + (token * num_heads + heads[:, None]) * HEAD_DIM + dims[None, :]
@@ -141,10 +194,11 @@ def _chunk_kernel(
     q_at = tokens[:, None] * q_stride + head * HEAD_DIM + dims[None, :]
     q = tl.load(q_ptr + q_at, wanted, 0.0)
     stop = tl.minimum(length, length - num_queries + (tile + 1) * QUERIES)
+    mean, top, total = _nothing(QUERIES, DIM)
     mean, _, _ = _attend(
         q, length - num_queries + queries, k_ptr, v_ptr, tables_ptr + sequence * table_stride,
-        kv_head, num_kv_heads, 0, stop, scale,
-        QUERIES, HEAD_DIM, DIM, BLOCK_SIZE, KEYS, PRECISION,
+        kv_head, num_kv_heads, 0, stop, scale, mean, top, total,
+        HEAD_DIM, DIM, BLOCK_SIZE, KEYS, PRECISION,
     )  # fmt: skip
     out_at = (tokens * num_heads + head) * HEAD_DIM
     tl.store(out_ptr + out_at[:, None] + dims[None, :], mean, wanted)
@@ -204,7 +258,7 @@ def paged_attention_cuda(
     out = q.new_empty(q.shape)
     plan = batch.once(_make_plan, len(q), batch.num_decodes, batch.num_chunks)
     if batch.num_decodes:
-        _decode(q, k_cache, v_cache, batch, plan, scale, out)
+        _decode(q, None, k_cache, v_cache, batch, plan, scale, out)
     if batch.num_chunks:
         _attend_chunks(q, k_cache, v_cache, batch, plan, scale, out)
     return out
@@ -222,8 +276,43 @@ def paged_attention_invariant(
     return out
 
 
+@dataclass(frozen=True, slots=True)
+class _Rotation:
+    """Of queries and keys in one kernel with attention."""
+
+    rotary: Tensor  # [T, 2, head_dim] float32
+    clip: float | None
+
+
+@rotary_attention.register("cuda")
+def rotary_attention_cuda(
+    qkv: Tensor,
+    rotary: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: PagedBatch,
+    scale: float,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    clip: float | None,
+) -> Tensor:
+    """Chunks, whose keys more than one program reads, get them from the cache."""
+    if batch.num_chunks:
+        return rotate_then_attend(
+            qkv, rotary, k_cache, v_cache, batch, scale,
+            num_heads=num_heads, num_kv_heads=num_kv_heads, clip=clip,
+        )  # fmt: skip
+    out = qkv.new_empty(len(qkv), num_heads, k_cache.shape[-1])
+    plan = batch.once(_make_plan, len(qkv), batch.num_decodes, 0)
+    rotation = _Rotation(rotary, clip)
+    _decode(qkv.contiguous(), rotation, k_cache, v_cache, batch, plan, scale, out)
+    return out
+
+
 def _decode(
     q: Tensor,
+    rotation: _Rotation | None,
     k_cache: Tensor,
     v_cache: Tensor,
     batch: PagedBatch,
@@ -231,7 +320,7 @@ def _decode(
     scale: float,
     out: Tensor,
 ) -> None:
-    _, num_heads, head_dim = q.shape
+    _, num_heads, head_dim = out.shape
     block_size, num_kv_heads = k_cache.shape[1:3]
     most_keys = batch.block_tables.shape[1] * block_size
     least = _MIXED_SPLITS if batch.num_chunks else 1
@@ -245,10 +334,14 @@ def _decode(
     dim, group = int(triton.next_power_of_2(head_dim)), num_heads // num_kv_heads
     counts = counters(q.device, batch.num_decodes * num_kv_heads)
     _decode_kernel[(batch.num_decodes, num_kv_heads, splits)](
-        q, k_cache, v_cache, batch.block_tables, batch.query_start, plan.decode_lens,
+        q, q if rotation is None else rotation.rotary, batch.slot_mapping,
+        0.0 if rotation is None or rotation.clip is None else rotation.clip,
+        k_cache, v_cache, batch.block_tables, batch.query_start, plan.decode_lens,
         parts, lse, counts, out, scale, q.stride(0), batch.block_tables.stride(0), num_kv_heads,
         GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), HEAD_DIM=head_dim,
         DIM=max(16, dim), BLOCK_SIZE=block_size, KEYS=keys, SPLITS=splits,
+        ROTATES=rotation is not None,
+        HAS_CLIP=rotation is not None and rotation.clip is not None,
         PRECISION=_precision(q), num_warps=8, num_stages=stages, **early_launch(q),
     )  # fmt: skip
 
