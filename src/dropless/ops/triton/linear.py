@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,28 +15,40 @@ from dropless.ops.fp8 import Fp8Tensor
 from dropless.ops.linear import linear
 from dropless.ops.triton.fp8 import Tokens, is_aligned, parts, scale_of, to_fp8
 from dropless.ops.triton.launch import after_previous, arrives_last, counters, early_launch
+from dropless.ops.triton.norm import norm_of
 from dropless.ops.triton.tiles import Tile, fixed_tile, tile_for
 
 MAX_TILE_TOKENS = 256
 _VECTOR_BYTES = 1 << 15  # of a weight, which a program holds at once
 _VECTOR_INPUTS = 1 << 15  # of one output, beyond which its registers do not suffice
+_NORMING_PROGRAMS = 4 * 132  # beyond, a norm in each takes more time than a kernel for it
 
 
 @triton.jit
 def _vector_kernel(
-    x_ptr, weight_ptr, scales_ptr, bias_ptr, out_ptr, size, num_outputs,
-    SIZE: tl.constexpr, COLUMNS: tl.constexpr, SCALED: tl.constexpr, HAS_BIAS: tl.constexpr,
-    EARLY: tl.constexpr,
+    x_ptr, residual_ptr, norm_weight_ptr, summed_ptr, eps,
+    weight_ptr, scales_ptr, bias_ptr, out_ptr, size, num_outputs,
+    SIZE: tl.constexpr, COLUMNS: tl.constexpr, NORMED: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    CENTRED: tl.constexpr, SCALED: tl.constexpr, HAS_BIAS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """COLUMNS outputs of one token. The weights are on their way before the kernel that makes x has
-    ended."""
+    ended. If NORMED, every program makes the norm of x and the residual for itself."""
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     depth = tl.arange(0, SIZE)
     inside = columns < num_outputs
     there = inside[:, None] & (depth[None, :] < size)
     w = tl.load(weight_ptr + columns[:, None].to(tl.int64) * size + depth[None, :], there, 0.0)
+    if NORMED:
+        norm_weight = tl.load(norm_weight_ptr + depth, depth < size, 0.0)
     after_previous(EARLY)
     x = tl.load(x_ptr + depth, depth < size, 0.0)
+    if NORMED:
+        if HAS_RESIDUAL:
+            residual = tl.load(residual_ptr + depth, depth < size, 0.0)
+            x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
+            tl.store(summed_ptr + depth, x, (depth < size) & (tl.program_id(0) == 0))
+        wide = x.to(tl.float32)
+        x = norm_of(wide, norm_weight, depth < size, size, eps, CENTRED).to(x.dtype)
     if SCALED:
         scale = scale_of(x, 0)
         x = to_fp8(x, scale)
@@ -99,7 +112,7 @@ def linear_cuda(x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None = Non
         return F.linear(x, weight, bias)
     x = x.contiguous()
     if len(x) == 1 and weight.shape[1] <= _VECTOR_INPUTS:
-        return linear_by_vector(x, weight, bias)
+        return linear_by_vector(x, weight, bias)[0]
     return linear_of(x, weight, bias)
 
 
@@ -134,20 +147,50 @@ def linear_by_library(
     )  # fmt: skip
 
 
-def linear_by_vector(x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None) -> Tensor:
-    """`linear` of one token, without matrix units. (Two in one program: measured, no faster than
-    tiles where rows are not of 8192.)"""
+@dataclass(frozen=True, slots=True)
+class NormBefore:
+    """A norm that a product makes of its input, see `norm_linear`."""
+
+    residual: Tensor | None
+    weight: Tensor
+    eps: float
+    centred: bool
+
+
+def linear_by_vector(
+    x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None, norm: NormBefore | None = None
+) -> tuple[Tensor, Tensor]:
+    """`linear` of one token, without matrix units, and the stream; without a norm that is x. (Two
+    in one program: measured, no faster than tiles where rows are not of 8192.)"""
     num_outputs, size = weight.shape
     out = x.new_empty(1, num_outputs)
-    padded = int(triton.next_power_of_2(size))
+    residual = None if norm is None else norm.residual
+    stream = x if residual is None else torch.empty_like(x)
     values, scales = parts(weight)
-    columns = max(1, _VECTOR_BYTES // (padded * values.element_size()))
+    columns = _vector_columns(weight)
     _vector_kernel[(triton.cdiv(num_outputs, columns),)](
-        x, values, scales, x if bias is None else bias, out, size, num_outputs,
-        SIZE=padded, COLUMNS=columns, SCALED=isinstance(weight, Fp8Tensor),
-        HAS_BIAS=bias is not None, num_warps=8, **early_launch(x),
+        x, x if residual is None else residual, x if norm is None else norm.weight, stream,
+        0.0 if norm is None else norm.eps,
+        values, scales, x if bias is None else bias, out, size, num_outputs,
+        SIZE=triton.next_power_of_2(size), COLUMNS=columns, NORMED=norm is not None,
+        HAS_RESIDUAL=residual is not None, CENTRED=norm is not None and norm.centred,
+        SCALED=isinstance(weight, Fp8Tensor), HAS_BIAS=bias is not None, num_warps=8,
+        **early_launch(x),
     )  # fmt: skip
-    return out
+    return out, stream
+
+
+def _vector_columns(weight: Tensor | Fp8Tensor) -> int:
+    """Outputs of one program."""
+    padded = int(triton.next_power_of_2(weight.shape[1]))
+    return max(1, _VECTOR_BYTES // (padded * parts(weight)[0].element_size()))
+
+
+def takes_norm(weight: Tensor | Fp8Tensor) -> bool:
+    """Whether so few programs multiply one token that each may make its norm."""
+    if weight.shape[1] > _VECTOR_INPUTS // 2:
+        return False
+    return weight.shape[0] <= _NORMING_PROGRAMS * _vector_columns(weight)
 
 
 def linear_by_tiles(

@@ -1,14 +1,15 @@
-"""A norm that quantises for the linear layer behind it."""
+"""A norm that quantises for the linear layer behind it, or of one token is made by that."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from dropless.ops.fp8 import Fp8Tensor
 from dropless.ops.moe import ExpertOutputs
 from dropless.ops.norm_linear import norm_linear, norm_then_linear
 from dropless.ops.triton.fp8 import Tokens
-from dropless.ops.triton.linear import linear_of
+from dropless.ops.triton.linear import NormBefore, linear_by_vector, linear_of, takes_norm
 from dropless.ops.triton.norm import norm_rows
 
 
@@ -23,7 +24,11 @@ def norm_linear_cuda(
     *,
     centred: bool,
 ) -> tuple[Tensor, Tensor]:
-    if isinstance(weight, Tensor) or x.shape[0] == 1:  # one token is quantised by its product
+    is_one = x.shape[0] == 1
+    if is_one and isinstance(x, Tensor) and x.dtype != torch.float32 and takes_norm(weight):
+        norm = NormBefore(residual, norm_weight, eps, centred)
+        return linear_by_vector(x.contiguous(), weight, bias, norm)
+    if isinstance(weight, Tensor) or is_one:  # one token is quantised by its product
         return norm_then_linear(x, residual, norm_weight, eps, weight, bias, centred=centred)
     made = norm_rows(x, residual, norm_weight, eps, centred=centred, rows=False, quantized=True)
     assert made.quantized is not None  # wanted
