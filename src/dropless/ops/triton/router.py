@@ -21,6 +21,8 @@ from dropless.ops.triton.norm import norm_of, norm_rows
 
 # Up to here a program for each token, which reads all router weights, is faster than matrix units.
 _VECTOR_TOKENS = 128
+_NORMED_TOKENS = 128  # up to here such a program makes the norm, too
+_GROUPED_TOKENS = 128  # up to here the last of them groups all pairs
 _HELD = 5  # steps whose weights fit into registers: 16 of the 128 of a thread for each
 _ROWS, _SPLITS = 16, 8  # tokens of a tile for the matrix units; parts of its inputs
 
@@ -298,7 +300,7 @@ def norm_route_cuda(
     alone = goes_by_pairs(down, num_tokens * top_k)
     in_tiles = not alone and goes_by_tiles(down, x)
     quantizes = in_tiles and isinstance(down, Fp8Tensor)
-    if num_tokens > _VECTOR_TOKENS:
+    if num_tokens > _NORMED_TOKENS:
         made = norm_rows(x, residual, norm_weight, eps, centred=centred, quantized=quantizes)
         assert made.rows is not None  # wanted
         chosen = route_cuda(made.rows, router_weight, top_k, norm_p, topk_ids)
@@ -309,7 +311,8 @@ def norm_route_cuda(
     quantized = Fp8Tensor.empty((num_tokens, hidden), x.device) if quantizes else None
     values, scales = (x, x) if quantized is None else (quantized.values, quantized.scales)
     num_here, num_pairs = down.shape[0], num_tokens * top_k
-    groups = not alone and num_here == len(router_weight)  # else experts get other numbers
+    is_whole = num_here == len(router_weight)  # else experts get other numbers
+    groups = not alone and is_whole and num_tokens <= _GROUPED_TOKENS
     grouping = empty_grouping(num_pairs, num_here, x.device) if groups else None
     grouped = (x, x, x)
     if grouping is not None:

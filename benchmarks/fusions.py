@@ -1,0 +1,507 @@
+"""Kernels of a layer that were made one, beside those that they were made of.
+
+    python -m benchmarks.fusions --quantization fp8                         4 layers of DBRX
+    python -m benchmarks.fusions --quantization fp8 --slice-of 8 --layers 40   a rank's part of 8
+
+Generated weights; sequences of 576 tokens that get one more, and prompts of 512 of which steps of
+so many tokens consist. For each size every variant is captured as a CUDA graph of the whole step
+(embedding to last norm); then the graphs take turns, each replayed for at least `--seconds`, in
+`--rounds` rounds. A variant is what was before with one change, or with all. The figure is the
+middle of the rounds, and beside it what a layer gains over "before", in microseconds. The hidden
+states are compared with those of "before" as well: equal bits, or ||a - b|| / ||b||.
+
+`--pieces` times the kernels themselves, apart from the products, at DBRX's whole width, against the
+bytes that they must move at the measured copy bandwidth. Writes results/fusions.json beside this
+script, or `--out`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from benchmarks.dbrx_steps import copy_bandwidth
+from benchmarks.machine import machine
+from torch import Tensor
+
+from dropless.checkpoints.open import open_checkpoint
+from dropless.checkpoints.resolve import resolve
+from dropless.layers.batch import ForwardBatch
+from dropless.layers.rotary import rotary_table
+from dropless.models.decoder import CausalLM
+from dropless.models.registry import load_model
+from dropless.ops.attention import PagedBatch, rotary_attention, rotate_then_attend
+from dropless.ops.fp8 import quantize_channels, quantize_tokens
+from dropless.ops.moe import ExpertOutputs, combined, route, unsummed_experts
+from dropless.ops.norm import layer_norm
+from dropless.ops.norm_linear import norm_linear, norm_then_linear
+from dropless.ops.norm_route import norm_route, norm_then_route
+from dropless.ops.triton import linear as linear_module
+from dropless.ops.triton import router as router_module
+from dropless.ops.triton.grouping import group_pairs
+from dropless.ops.triton.launch import after_previous, early_launch, warps_of_row
+from dropless.ops.triton.moe import unsummed_experts_cuda
+from dropless.ops.triton.norm import norm_of, norm_rows
+from dropless.parallel.group import Group
+
+RESULTS = Path(__file__).parent / "results"
+DEVICE = torch.device("cuda", 0)
+CONTEXT, PROMPT, BLOCK_SIZE = 576, 512, 16
+HIDDEN, EXPERTS, TOP_K, HEADS, KV_HEADS, HEAD_DIM = 6144, 16, 4, 48, 8, 128
+EPS = 1e-5
+IN_A_ROW = 20  # launches of a piece in one graph, each with its own operands
+
+Run = Callable[[], Tensor]
+
+
+# What was before
+
+
+@triton.jit
+def _norm_before_kernel(
+    x_ptr, residual_ptr, weight_ptr, normed_ptr, summed_ptr, hidden, eps,
+    HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    after_previous(EARLY)
+    row = tl.program_id(0).to(tl.int64) * hidden
+    columns = tl.arange(0, BLOCK)
+    inside = columns < hidden
+    x = tl.load(x_ptr + row + columns, inside, 0.0)
+    if HAS_RESIDUAL:
+        residual = tl.load(residual_ptr + row + columns, inside, 0.0)
+        x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
+        tl.store(summed_ptr + row + columns, x, inside)
+    weight = tl.load(weight_ptr + columns, inside, 0.0)
+    normed = norm_of(x.to(tl.float32), weight, inside, hidden, eps, True)
+    tl.store(normed_ptr + row + columns, normed, inside)
+
+
+def layer_norm_before(
+    x: Tensor | ExpertOutputs, residual: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The weight is read last, and experts' outputs are summed by a kernel of their own."""
+    x = combined(x).contiguous()
+    normed = torch.empty_like(x)
+    summed = x if residual is None else torch.empty_like(x)
+    block = triton.next_power_of_2(x.shape[1])
+    _norm_before_kernel[(len(x),)](
+        x, x if residual is None else residual, weight, normed, summed, x.shape[1], eps,
+        HAS_RESIDUAL=residual is not None, BLOCK=block, num_warps=warps_of_row(block),
+        **early_launch(x),
+    )  # fmt: skip
+    return normed, summed
+
+
+def summed_experts_before(*arguments: Any) -> Tensor:
+    return combined(unsummed_experts_cuda(*arguments))
+
+
+def norm_linear_of_one(x: Tensor | ExpertOutputs, *arguments: Any, **named: Any) -> Any:
+    """With the norm inside for one token; of more tokens as before."""
+    version = NEW["norm_linear"] if x.shape[0] == 1 else norm_then_linear
+    return version(x, *arguments, **named)
+
+
+NEW: dict[str, Callable[..., Any]] = {
+    "layer_norm": layer_norm.versions["cuda"],
+    "norm_linear": norm_linear.versions["cuda"],
+    "norm_route": norm_route.versions["cuda"],
+    "unsummed_experts": unsummed_experts.versions["cuda"],
+    "rotary_attention": rotary_attention.versions["cuda"],
+}
+CHANGES = (
+    "weight",  # the norm's weight is on its way before the kernel before has ended
+    "sum",  # the sum over experts is made by the norm that follows
+    "quantise",  # a norm quantises for qkv, and for the experts
+    "vector",  # one token's norm is made in qkv's product
+    "router",  # the norm is made, and quantised, in the router's kernel
+    "grouping",  # as "router", which groups the pairs, too
+    "attention",  # single queries are rotated where they attend
+)
+SETTINGS = (  # of what is now, beside "all"
+    ("all, router to 256", "_NORMED_TOKENS", 256),  # tokens
+    ("all, holding 4", "_HELD", 4),  # steps of the router's weights
+)
+
+
+@contextmanager
+def changed(*changes: str) -> Iterator[None]:
+    """What was before, with these changes."""
+    router = {"router", "grouping"} & set(changes)
+    quantises = "quantise" in changes
+    norm_linear_version = norm_then_linear if not quantises else NEW["norm_linear"]
+    if "vector" in changes and not quantises:
+        norm_linear_version = norm_linear_of_one
+    values: list[tuple[Any, str, Any]] = [
+        (linear_module, "_NORMING_PROGRAMS", 4 * 132 if "vector" in changes else 0),
+        (router_module, "_NORMED_TOKENS", 128 if router else 0),
+        (router_module, "_GROUPED_TOKENS", 128 if "grouping" in changes else 0),
+    ]
+    sums, rotates = "sum" in changes, "attention" in changes
+    new_norm = "weight" in changes or sums
+    versions: list[tuple[dict[str, Any], Callable[..., Any]]] = [
+        (layer_norm.versions, NEW["layer_norm"] if new_norm else layer_norm_before),
+        (norm_linear.versions, norm_linear_version),
+        (norm_route.versions, NEW["norm_route"] if router or quantises else norm_then_route),
+        (unsummed_experts.versions, NEW["unsummed_experts"] if sums else summed_experts_before),
+        (rotary_attention.versions, NEW["rotary_attention"] if rotates else rotate_then_attend),
+    ]
+    with ExitStack() as stack:
+        for owner, name, value in values:
+            stack.enter_context(patched(owner, name, value))
+        for table, version in versions:
+            stack.callback(table.__setitem__, "cuda", table["cuda"])
+            table["cuda"] = version
+        yield
+
+
+@contextmanager
+def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+# Measuring
+
+
+@dataclass(frozen=True)
+class Captured:
+    replay: Callable[[], None]
+    out: Tensor
+
+
+def capture(run: Run, pool: Any) -> Captured:
+    run()  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        out = run()
+    return Captured(graph.replay, out)
+
+
+def take_turns(
+    graphs: Mapping[str, Captured], seconds: float, rounds: int
+) -> dict[str, list[float]]:
+    """Microseconds of a replay of each, in each round."""
+    times: dict[str, list[float]] = {name: [] for name in graphs}
+    for turn in range(rounds + 1):  # the first warms up
+        for name, captured in graphs.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in "be")
+            torch.cuda.synchronize()
+            count, started = 0, time.perf_counter()
+            begin.record()
+            while time.perf_counter() - started < seconds / (1 if turn else 3):
+                for _ in range(4):
+                    captured.replay()
+                count += 4
+                end.record()
+                end.synchronize()
+            if turn:
+                times[name].append(begin.elapsed_time(end) * 1e3 / count)
+    return times
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """0.0 for equal bits."""
+    assert torch.isfinite(a).all()
+    if torch.equal(a, b):
+        return 0.0
+    return float((a.float() - b.float()).norm() / b.float().norm())
+
+
+def table_row(
+    graphs: Mapping[str, Captured], arguments: argparse.Namespace, per: int
+) -> dict[str, Any]:
+    """Times and differences by name, the first of which is "before"; `per` what one has of."""
+    results = {}
+    outs = {}
+    for name, captured in graphs.items():
+        captured.replay()
+        outs[name] = captured.out.clone()
+    times = take_turns(graphs, arguments.seconds, arguments.rounds)
+    before = statistics.median(times["before"])
+    for name, rounds in times.items():
+        middle = statistics.median(rounds)
+        results[name] = {
+            "us": [round(us, 2) for us in rounds],
+            "gain_us": round((before - middle) / per, 3),
+            "gain": round(1.0 - middle / before, 5),
+            "difference": difference(outs[name], outs["before"]),
+        }
+        print(
+            f"    {name:22s} {middle:11.1f} us, gains {(before - middle) / per:7.2f} us of"
+            f" {before / per:8.1f} ({1.0 - middle / before:+.2%}),"
+            f" difference {results[name]['difference']:.1e}",
+            flush=True,
+        )
+    return results
+
+
+# Steps of a model
+
+
+def sequences(model: CausalLM, ranks: int, queries: int, length: int, count: int) -> ForwardBatch:
+    """`count` sequences of `length` tokens, of which the last `queries` are computed."""
+    blocks = -(-length // BLOCK_SIZE)
+    tables = torch.arange(count * blocks, dtype=torch.int32, device=DEVICE).view(count, blocks)
+    places = torch.arange(length - queries, length, device=DEVICE)
+    slots = tables.long()[:, places // BLOCK_SIZE] * BLOCK_SIZE + places % BLOCK_SIZE
+    config = model.config
+    shape = (count * blocks, BLOCK_SIZE, config.num_kv_heads // ranks, config.head_dim)
+    caches = [(_noise(*shape), _noise(*shape)) for _ in range(config.num_layers)]
+    paged = PagedBatch(
+        slot_mapping=slots.flatten(),
+        block_tables=tables,
+        query_start=torch.arange(count + 1, dtype=torch.int32, device=DEVICE) * queries,
+        seq_lens=torch.full((count,), length, dtype=torch.int32, device=DEVICE),
+        num_decodes=count if queries == 1 else 0,
+        num_chunks=0 if queries == 1 else count,
+        query_lens_host=[queries] * count,
+        seq_lens_host=[length] * count,
+    )
+    ids = torch.randint(10_000, (count * queries,), device=DEVICE)
+    return ForwardBatch(ids, places.repeat(count), paged, caches)
+
+
+def _noise(*shape: int, scale: float = 1.0) -> Tensor:
+    return torch.randn(shape, dtype=torch.bfloat16, device=DEVICE) * scale
+
+
+def steps(model: CausalLM, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    rows = []
+    variants = {"before": (), **{f"+ {change}": (change,) for change in CHANGES}, "all": CHANGES}
+    kinds = [(1, CONTEXT, batch) for batch in arguments.batches]
+    kinds += [(PROMPT, PROMPT, tokens // PROMPT) for tokens in arguments.prefill]
+    for queries, length, count in kinds:
+        kind = "decode" if queries == 1 else "prefill"
+        print(f"{kind}, {queries * count} tokens, {arguments.quantization}", flush=True)
+        batch = sequences(model, arguments.slice_of, queries, length, count)
+        pool = torch.cuda.graph_pool_handle()
+        graphs = {}
+        for name, changes in variants.items():
+            batch.paged._derived.clear()  # plans are part of a step
+            with changed(*changes):
+                graphs[name] = capture(_step(model, batch), pool)
+        for name, setting, value in SETTINGS:
+            with patched(router_module, setting, value):
+                graphs[name] = capture(_step(model, batch), pool)
+        results = table_row(graphs, arguments, model.config.num_layers)
+        rows.append({"kind": kind, "tokens": queries * count, "variants": results})
+        del graphs, batch, pool
+        torch.cuda.empty_cache()
+    return rows
+
+
+def _step(model: CausalLM, batch: ForwardBatch) -> Run:
+    def run() -> Tensor:
+        batch.paged._derived.clear()
+        return model(batch)
+
+    return run
+
+
+# The kernels themselves
+
+
+def pieces(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    bandwidth = copy_bandwidth()
+    torch.cuda.empty_cache()
+    rows = []
+    for tokens in (*arguments.batches, *arguments.prefill):
+        for name, (make, num_bytes) in PIECES.items():
+            if name == "attention" and tokens > 256:
+                continue
+            is_fp8 = arguments.quantization == "fp8"
+            limit = num_bytes(tokens, is_fp8) / bandwidth * 1e6
+            print(f"{name}, {tokens} tokens, {arguments.quantization}; {limit:.1f} us to move")
+            copies = max(1, min(IN_A_ROW, (1 << 29) // (tokens * HIDDEN * 2)))
+            runs = [make(tokens, is_fp8) for _ in range(copies)]
+            graphs = {}
+            for variant, changes in (("before", ()), ("all", CHANGES)):
+                with changed(*changes):
+                    graphs[variant] = capture(_in_a_row(runs, variant == "all"), None)
+            results = table_row(graphs, arguments, copies)
+            row = {"piece": name, "tokens": tokens, "limit_us": limit, "variants": results}
+            rows.append(row | {"copies": copies})
+            del graphs, runs
+            torch.cuda.empty_cache()
+    return rows
+
+
+Piece = Callable[[bool], Tensor]  # called with whether it is the new one
+
+
+def _in_a_row(runs: list[Piece], is_new: bool) -> Run:
+    def run() -> Tensor:
+        return [piece(is_new) for piece in runs][-1]
+
+    return run
+
+
+def after_experts(tokens: int, is_fp8: bool) -> Piece:
+    """From what experts made to the normed rows, as qkv takes them."""
+    made = _noise(tokens * TOP_K, HIDDEN)
+    ids = torch.rand(tokens, EXPERTS, device=DEVICE).topk(TOP_K).indices
+    outputs = ExpertOutputs(
+        made, group_pairs(ids, EXPERTS).places, _noise(tokens, TOP_K), ids, EXPERTS
+    )
+    residual, weight = _noise(tokens, HIDDEN), _noise(HIDDEN)
+
+    def run(is_new: bool) -> Tensor:
+        if not is_new:
+            normed, _ = layer_norm(outputs, residual, weight, EPS)
+            return quantize_tokens(normed)[0] if is_fp8 else normed
+        new = norm_rows(
+            outputs, residual, weight, EPS, centred=True, rows=not is_fp8, quantized=is_fp8
+        )
+        made = new.quantized.values if new.quantized is not None else new.rows
+        assert made is not None
+        return made
+
+    return _as_bytes(run)
+
+
+def before_experts(tokens: int, is_fp8: bool) -> Piece:
+    """From attention's output to what the experts begin with."""
+    x, residual, weight = _noise(tokens, HIDDEN), _noise(tokens, HIDDEN), _noise(HIDDEN)
+    router = _noise(EXPERTS, HIDDEN, scale=HIDDEN**-0.5)
+    wide = _noise(EXPERTS, 16, 2080)  # so that one token is grouped, too
+    down = quantize_channels(wide) if is_fp8 else wide
+
+    def run(is_new: bool) -> Tensor:
+        if is_new:
+            routed, _ = norm_route(x, residual, weight, EPS, router, TOP_K, 1.0, down, centred=True)
+            if routed.grouping is None and (tokens > 2 or is_fp8):
+                group_pairs(routed.topk_ids, EXPERTS)
+            return routed.topk_weights
+        normed, _ = layer_norm(x, residual, weight, EPS)
+        weights, ids = route(normed, router, TOP_K, 1.0)
+        if tokens > 2 or is_fp8:
+            group_pairs(ids, EXPERTS)
+        if is_fp8 and tokens <= 512:
+            quantize_tokens(normed)
+        return weights
+
+    return run
+
+
+def attention(tokens: int, is_fp8: bool) -> Piece:
+    """Of single queries, from qkv on."""
+    del is_fp8
+    qkv = _noise(tokens, (HEADS + 2 * KV_HEADS) * HEAD_DIM)
+    table = rotary_table(HEAD_DIM, CONTEXT, 500_000.0, device=DEVICE)
+    rotary = table[-1:].repeat(tokens, 1, 1)
+    blocks = CONTEXT // BLOCK_SIZE
+    tables = torch.arange(tokens * blocks, dtype=torch.int32, device=DEVICE).view(tokens, blocks)
+    caches = [_noise(tokens * blocks, BLOCK_SIZE, KV_HEADS, HEAD_DIM) for _ in "kv"]
+    paged = PagedBatch(
+        slot_mapping=tables[:, -1].long() * BLOCK_SIZE + BLOCK_SIZE - 1,
+        block_tables=tables,
+        query_start=torch.arange(tokens + 1, dtype=torch.int32, device=DEVICE),
+        seq_lens=torch.full((tokens,), CONTEXT, dtype=torch.int32, device=DEVICE),
+        num_decodes=tokens,
+        num_chunks=0,
+        query_lens_host=[1] * tokens,
+        seq_lens_host=[CONTEXT] * tokens,
+    )
+
+    def run(is_new: bool) -> Tensor:
+        del is_new  # the op knows
+        return rotary_attention(
+            qkv, rotary, *caches, paged, HEAD_DIM**-0.5,
+            num_heads=HEADS, num_kv_heads=KV_HEADS, clip=8.0,
+        )  # fmt: skip
+
+    return run
+
+
+def _as_bytes(run: Callable[[bool], Tensor]) -> Piece:
+    """8-bit numbers as whole ones, which can be compared."""
+
+    def compared(is_new: bool) -> Tensor:
+        out = run(is_new)
+        return out.view(torch.int8) if out.element_size() == 1 else out
+
+    return compared
+
+
+PIECES: dict[str, tuple[Callable[[int, bool], Piece], Callable[[int, bool], float]]] = {
+    "after the experts": (
+        after_experts,
+        lambda tokens, is_fp8: tokens * HIDDEN * (13.0 if is_fp8 else 14.0),
+    ),
+    "before the experts": (
+        before_experts,
+        lambda tokens, is_fp8: tokens * HIDDEN * (9.0 if is_fp8 and tokens <= 512 else 8.0),
+    ),
+    "attention": (
+        attention,
+        lambda tokens, _: tokens * KV_HEADS * HEAD_DIM * 4.0 * CONTEXT,
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    numbers = {"type": lambda text: [int(n) for n in text.split(",") if n]}
+    parser.add_argument("--quantization", default="none", choices=["none", "fp8"])
+    parser.add_argument("--slice-of", type=int, default=1, help="ranks of which one is computed")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--batches", default=[1, 8, 32, 256], help="decoding sequences", **numbers)
+    parser.add_argument("--prefill", default=[2048, 4096], help="tokens of a step", **numbers)
+    parser.add_argument("--pieces", action="store_true", help="the kernels instead of steps")
+    parser.add_argument("--seconds", type=float, default=0.3)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=RESULTS / "fusions.json")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        rows = pieces(arguments) if arguments.pieces else steps(_model(arguments), arguments)
+    document = {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        **machine(),
+        "quantization": arguments.quantization,
+        "slice_of": arguments.slice_of,
+        "layers": None if arguments.pieces else arguments.layers,
+        "seconds": arguments.seconds,
+        "rows": rows,
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _model(arguments: argparse.Namespace) -> CausalLM:
+    shape = json.loads((resolve("dbrx", allow_shapes=True) / "config.json").read_text())
+    with tempfile.TemporaryDirectory() as folder:
+        config = {**shape, "n_layers": arguments.layers}
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        return load_model(
+            open_checkpoint(Path(folder), "random"),
+            dtype=torch.bfloat16,
+            device=DEVICE,
+            group=Group(0, arguments.slice_of),
+            quantization=arguments.quantization,
+        )
+
+
+if __name__ == "__main__":
+    main()
