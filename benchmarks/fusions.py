@@ -21,7 +21,6 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -194,25 +193,29 @@ def capture(run: Run, pool: Any) -> Captured:
     return Captured(graph.replay, out)
 
 
+def microseconds(captured: Captured, count: int) -> float:
+    """Of one replay, of so many in a row."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in "be")
+    begin.record()
+    for _ in range(count):
+        captured.replay()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) * 1e3 / count
+
+
 def take_turns(
     graphs: Mapping[str, Captured], seconds: float, rounds: int
 ) -> dict[str, list[float]]:
-    """Microseconds of a replay of each, in each round."""
+    """Microseconds of a replay of each, in each round, in which it is busy for so many seconds."""
+    counts = {}
+    for name, captured in graphs.items():  # and the clocks settle
+        microseconds(captured, 3)
+        counts[name] = max(3, round(seconds * 1e6 / microseconds(captured, 5)) + 1)
     times: dict[str, list[float]] = {name: [] for name in graphs}
-    for turn in range(rounds + 1):  # the first warms up
+    for _ in range(rounds):
         for name, captured in graphs.items():
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in "be")
-            torch.cuda.synchronize()
-            count, started = 0, time.perf_counter()
-            begin.record()
-            while time.perf_counter() - started < seconds / (1 if turn else 3):
-                for _ in range(4):
-                    captured.replay()
-                count += 4
-                end.record()
-                end.synchronize()
-            if turn:
-                times[name].append(begin.elapsed_time(end) * 1e3 / count)
+            times[name].append(microseconds(captured, counts[name]))
     return times
 
 
