@@ -52,6 +52,7 @@ from dropless.ops.triton.grouping import group_pairs
 from dropless.ops.triton.launch import after_previous, early_launch, warps_of_row
 from dropless.ops.triton.moe import unsummed_experts_cuda
 from dropless.ops.triton.norm import norm_of, norm_rows
+from dropless.ops.triton.router import _choose, _held, _router_part
 from dropless.parallel.group import Group
 
 RESULTS = Path(__file__).parent / "results"
@@ -102,6 +103,33 @@ def layer_norm_before(
     return normed, summed
 
 
+@triton.jit(do_not_specialize=["num_tokens"])
+def _route_before_kernel(
+    x_ptr, router_ptr, weights_ptr, ids_ptr, num_tokens, hidden, num_experts, norm_p,
+    TOP_K: tl.constexpr, CHOICES: tl.constexpr, EXPERTS: tl.constexpr, HAS_NORM: tl.constexpr,
+    STEPS: tl.constexpr, HELD: tl.constexpr, DEPTH: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """Each part of x is loaded when the product before has ended."""
+    token = tl.program_id(0)
+    experts = tl.arange(0, EXPERTS)
+    held = _held(router_ptr, experts, hidden, num_experts, HELD, DEPTH)
+    after_previous(EARLY)
+    total = tl.zeros([EXPERTS, DEPTH], tl.float32)
+    for step in tl.static_range(STEPS):
+        depth = step * DEPTH + tl.arange(0, DEPTH)
+        x = tl.load(x_ptr + token.to(tl.int64) * hidden + depth, depth < hidden, 0.0)
+        if step < HELD:
+            router = held[step]
+        else:
+            router = _router_part(router_ptr, experts, step, hidden, num_experts, DEPTH)
+        total += router.to(tl.float32) * x.to(tl.float32)[None, :]
+    scores = tl.sum(total, 1).to(x_ptr.dtype.element_ty).to(tl.float32)
+    _choose(
+        scores[None, :], token + tl.arange(0, 1), num_tokens, num_experts, weights_ptr, ids_ptr,
+        norm_p, TOP_K, CHOICES, EXPERTS, HAS_NORM,
+    )  # fmt: skip
+
+
 def summed_experts_before(*arguments: Any) -> Tensor:
     return combined(unsummed_experts_cuda(*arguments))
 
@@ -124,13 +152,14 @@ CHANGES = (
     "sum",  # the sum over experts is made by the norm that follows
     "quantise",  # a norm quantises for qkv, and for the experts
     "vector",  # one token's norm is made in qkv's product
-    "router",  # the norm is made, and quantised, in the router's kernel
+    "loads",  # all of a token is on its way before the router's first product
+    "router",  # as "loads", and the norm is made, and quantised, in the router's kernel
     "grouping",  # as "router", which groups the pairs, too
     "attention",  # single queries are rotated where they attend
 )
 SETTINGS = (  # of what is now, beside "all"
     ("all, router to 256", "_NORMED_TOKENS", 256),  # tokens
-    ("all, holding 4", "_HELD", 4),  # steps of the router's weights
+    ("all, holding 5", "_NORM_HELD", 5),  # steps of the router's weights
 )
 
 
@@ -149,6 +178,8 @@ def changed(*changes: str) -> Iterator[None]:
     ]
     sums, rotates = "sum" in changes, "attention" in changes
     new_norm = "weight" in changes or sums
+    if not {"loads", "router", "grouping"} & set(changes):
+        values.append((router_module, "_route_token_kernel", _route_before_kernel))
     versions: list[tuple[dict[str, Any], Callable[..., Any]]] = [
         (layer_norm.versions, NEW["layer_norm"] if new_norm else layer_norm_before),
         (norm_linear.versions, norm_linear_version),

@@ -23,7 +23,10 @@ from dropless.ops.triton.norm import norm_of, norm_rows
 _VECTOR_TOKENS = 128
 _NORMED_TOKENS = 128  # up to here such a program makes the norm, too
 _GROUPED_TOKENS = 128  # up to here the last of them groups all pairs
-_HELD = 5  # steps whose weights fit into registers: 16 of the 128 of a thread for each
+_HELD, _NORM_HELD = (
+    5,
+    4,
+)  # steps whose weights fit into registers: 16 of the 128 of a thread for each
 _ROWS, _SPLITS = 16, 8  # tokens of a tile for the matrix units; parts of its inputs
 
 
@@ -79,16 +82,20 @@ def _scores(
     STEPS: tl.constexpr, HELD: tl.constexpr, EXPERTS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """[EXPERTS] float32, as rounded to the row's type, of a row that this program may have written
-    itself."""
-    total = tl.zeros([EXPERTS, DEPTH], tl.float32)
-    for step in tl.static_range(STEPS):  # unrolled, so that loads do not wait for each other
+    itself. All of the row is on its way before the first product, which ends in a barrier; and the
+    weights that were not held as soon as others have made room for them."""
+    row = tl.tuple(())
+    for step in tl.static_range(STEPS):
         depth = step * DEPTH + tl.arange(0, DEPTH)
-        x = tl.load(row_ptr + depth, depth < hidden, 0.0, cache_modifier=".cg")
-        if step < HELD:
-            router = held[step]
-        else:
-            router = _router_part(router_ptr, experts, step, hidden, num_experts, DEPTH)
-        total += router.to(tl.float32) * x.to(tl.float32)[None, :]
+        part = tl.load(row_ptr + depth, depth < hidden, 0.0, cache_modifier=".cg")
+        row = row + (part,)  # noqa: RUF005
+    router = held
+    total = tl.zeros([EXPERTS, DEPTH], tl.float32)
+    for step in tl.static_range(STEPS):
+        total += router[step].to(tl.float32) * row[step].to(tl.float32)[None, :]
+        if step + HELD < STEPS:
+            part = _router_part(router_ptr, experts, step + HELD, hidden, num_experts, DEPTH)
+            router = router + (part,)  # noqa: RUF005
     return tl.sum(total, 1).to(row_ptr.dtype.element_ty).to(tl.float32)
 
 
@@ -243,7 +250,7 @@ def _route(
     shared = _sizes(x, router_weight, top_k, norm_p)
     if by_token:
         _route_token_kernel[(num_tokens,)](
-            *arguments, **_steps(hidden, shared["EXPERTS"]), num_warps=16, **shared
+            *arguments, **_steps(hidden, shared["EXPERTS"], _HELD), num_warps=16, **shared
         )
     else:
         wide, tiles = x.dtype == torch.float32, triton.cdiv(num_tokens, _ROWS)
@@ -275,11 +282,11 @@ def _sizes(x: Tensor, router_weight: Tensor, top_k: int, norm_p: float | None) -
     }
 
 
-def _steps(hidden: int, experts: int) -> dict[str, int]:
+def _steps(hidden: int, experts: int, held: int) -> dict[str, int]:
     """Over the inputs of one token."""
     depth = max(128, 16384 // experts)  # 32 registers a thread for the sums
     steps = triton.cdiv(hidden, depth)
-    return {"STEPS": steps, "HELD": min(steps, _HELD), "DEPTH": depth}
+    return {"STEPS": steps, "HELD": min(steps, held), "DEPTH": depth}
 
 
 @norm_route.register("cuda")
@@ -324,6 +331,6 @@ def norm_route_cuda(
         router_weight, weights, ids, num_tokens, hidden, len(router_weight), norm_p or 1.0,
         CENTRED=centred, QUANTIZED=quantizes, BLOCK=triton.next_power_of_2(hidden),
         PAIRS=max(16, triton.next_power_of_2(num_pairs)) if groups else 0, HERE=padded(num_here),
-        **_steps(hidden, shared["EXPERTS"]), num_warps=16, **shared,
+        **_steps(hidden, shared["EXPERTS"], _NORM_HELD), num_warps=16, **shared,
     )  # fmt: skip
     return Routed(normed, weights, ids, quantized, grouping), stream
