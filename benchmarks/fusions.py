@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,7 @@ from dropless.layers.rotary import rotary_table
 from dropless.models.decoder import CausalLM
 from dropless.models.registry import load_model
 from dropless.ops.attention import PagedBatch, rotary_attention, rotate_then_attend
+from dropless.ops.attention_linear import attend_then_multiply, attention_linear
 from dropless.ops.fp8 import quantize_channels, quantize_tokens
 from dropless.ops.moe import ExpertOutputs, combined, route, unsummed_experts
 from dropless.ops.norm import layer_norm
@@ -145,6 +148,7 @@ NEW: dict[str, Callable[..., Any]] = {
     "norm_linear": norm_linear.versions["cuda"],
     "norm_route": norm_route.versions["cuda"],
     "unsummed_experts": unsummed_experts.versions["cuda"],
+    "attention_linear": attention_linear.versions["cuda"],
     "rotary_attention": rotary_attention.versions["cuda"],
 }
 CHANGES = (
@@ -156,6 +160,7 @@ CHANGES = (
     "router",  # as "loads", and the norm is made, and quantised, in the router's kernel
     "grouping",  # as "router", which groups the pairs, too
     "attention",  # single queries are rotated where they attend
+    "output",  # as "attention", and what comes of them is quantised there
 )
 SETTINGS = (  # of what is now, beside "all"
     ("all, router to 256", "_NORMED_TOKENS", 256),  # tokens
@@ -186,6 +191,10 @@ def changed(*changes: str) -> Iterator[None]:
         (norm_route.versions, NEW["norm_route"] if router or quantises else norm_then_route),
         (unsummed_experts.versions, NEW["unsummed_experts"] if sums else summed_experts_before),
         (rotary_attention.versions, NEW["rotary_attention"] if rotates else rotate_then_attend),
+        (
+            attention_linear.versions,
+            NEW["attention_linear"] if "output" in changes else attend_then_multiply,
+        ),
     ]
     with ExitStack() as stack:
         for owner, name, value in values:
@@ -289,15 +298,14 @@ def table_row(
 # Steps of a model
 
 
-def sequences(model: CausalLM, ranks: int, queries: int, length: int, count: int) -> ForwardBatch:
+def sequences(
+    queries: int, length: int, count: int, caches: list[tuple[Tensor, Tensor]]
+) -> ForwardBatch:
     """`count` sequences of `length` tokens, of which the last `queries` are computed."""
     blocks = -(-length // BLOCK_SIZE)
     tables = torch.arange(count * blocks, dtype=torch.int32, device=DEVICE).view(count, blocks)
     places = torch.arange(length - queries, length, device=DEVICE)
     slots = tables.long()[:, places // BLOCK_SIZE] * BLOCK_SIZE + places % BLOCK_SIZE
-    config = model.config
-    shape = (count * blocks, BLOCK_SIZE, config.num_kv_heads // ranks, config.head_dim)
-    caches = [(_noise(*shape), _noise(*shape)) for _ in range(config.num_layers)]
     paged = PagedBatch(
         slot_mapping=slots.flatten(),
         block_tables=tables,
@@ -312,6 +320,26 @@ def sequences(model: CausalLM, ranks: int, queries: int, length: int, count: int
     return ForwardBatch(ids, places.repeat(count), paged, caches)
 
 
+def make_caches(model: CausalLM, ranks: int, num_blocks: int) -> list[tuple[Tensor, Tensor]]:
+    config = model.config
+    shape = (num_blocks, BLOCK_SIZE, config.num_kv_heads // ranks, config.head_dim)
+    return [(_noise(*shape), _noise(*shape)) for _ in range(config.num_layers)]
+
+
+def compile_all(runs: list[Run], variants: Mapping[str, tuple[str, ...]]) -> None:
+    """Every size at a time, as compilers run side by side."""
+
+    def compile_one(run: Run) -> None:
+        with torch.inference_mode():
+            run()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for changes in variants.values():
+            with changed(*changes):
+                list(pool.map(compile_one, runs))
+    torch.cuda.synchronize()
+
+
 def _noise(*shape: int, scale: float = 1.0) -> Tensor:
     return torch.randn(shape, dtype=torch.bfloat16, device=DEVICE) * scale
 
@@ -321,14 +349,16 @@ def steps(model: CausalLM, arguments: argparse.Namespace) -> list[dict[str, Any]
     variants = {"before": (), **{f"+ {change}": (change,) for change in CHANGES}, "all": CHANGES}
     kinds = [(1, CONTEXT, batch) for batch in arguments.batches]
     kinds += [(PROMPT, PROMPT, tokens // PROMPT) for tokens in arguments.prefill]
-    for queries, length, count in kinds:
+    num_blocks = max(-(-length // BLOCK_SIZE) * count for _, length, count in kinds)
+    caches = make_caches(model, arguments.slice_of, num_blocks)
+    batches = [sequences(*kind, caches) for kind in kinds]
+    compile_all([_step(model, batch) for batch in batches], variants)
+    for (queries, _, count), batch in zip(kinds, batches, strict=True):
         kind = "decode" if queries == 1 else "prefill"
         print(f"{kind}, {queries * count} tokens, {arguments.quantization}", flush=True)
-        batch = sequences(model, arguments.slice_of, queries, length, count)
         pool = torch.cuda.graph_pool_handle()
         graphs = {}
         for name, changes in variants.items():
-            batch.paged._derived.clear()  # plans are part of a step
             with changed(*changes):
                 graphs[name] = capture(_step(model, batch), pool)
         for name, setting, value in SETTINGS:
@@ -336,14 +366,15 @@ def steps(model: CausalLM, arguments: argparse.Namespace) -> list[dict[str, Any]
                 graphs[name] = capture(_step(model, batch), pool)
         results = table_row(graphs, arguments, model.config.num_layers)
         rows.append({"kind": kind, "tokens": queries * count, "variants": results})
-        del graphs, batch, pool
+        batch.paged._derived.clear()
+        del graphs, pool
         torch.cuda.empty_cache()
     return rows
 
 
 def _step(model: CausalLM, batch: ForwardBatch) -> Run:
     def run() -> Tensor:
-        batch.paged._derived.clear()
+        batch.paged._derived.clear()  # plans are part of a step
         return model(batch)
 
     return run

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dropless.ops.activation import silu_mul
 from dropless.ops.attention import paged_attention, rotary_attention
+from dropless.ops.attention_linear import attention_linear
 from dropless.ops.fp8 import Fp8Tensor, quantize_channels, quantize_tokens
 from dropless.ops.linear import linear
 from dropless.ops.moe import (
@@ -26,7 +27,7 @@ from dropless.ops.norm_linear import norm_linear
 from dropless.ops.norm_route import norm_route
 from dropless.ops.registry import Op
 from dropless.ops.rope import rope_and_cache
-from tests.ops.paged import LAYOUTS, batch_of, empty_cache, filled_cache, tables
+from tests.ops.paged import LAYOUTS, Layout, batch_of, empty_cache, filled_cache, tables
 
 # Allowed ||a - b|| / ||b||. In 8 bits, what lies between two numbers may fall to either of them.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
@@ -181,34 +182,49 @@ def rope_case(index: int, clip: float | None) -> Case:
 
 
 def rotary_attention_case(index: int, clip: float | None) -> Case:
-    """The step's own tokens are not in the caches yet."""
+    def run(version: Callable[..., Any], make: Maker) -> tuple[Tensor, ...]:
+        return attend(version, make, LAYOUTS[index], clip)
+
+    return Case(f"rotary_attention-{index}-clip-{clip}", rotary_attention, run)
+
+
+def attention_linear_case(index: int, *, fp8: bool, bias: bool = False) -> Case:
     layout = LAYOUTS[index]
 
     def run(version: Callable[..., Any], make: Maker) -> tuple[Tensor, ...]:
-        block_tables = tables(layout, make.generator)
-        caches = []
-        for _ in "kv":
-            contents = [
-                torch.randn(
-                    length - queries, layout.num_kv_heads, layout.head_dim, generator=make.generator
-                )
-                for queries, length in layout.sequences
-            ]
-            caches.append(make.cast(filled_cache(layout, block_tables, contents)))
-        width = (layout.num_heads + 2 * layout.num_kv_heads) * layout.head_dim
-        mixed = version(
-            make.normal(layout.num_tokens, width),
-            random_rotary(make, layout.num_tokens, layout.head_dim),
-            *caches,
-            batch_of(layout, block_tables, make.device),
-            0.2,
-            num_heads=layout.num_heads,
-            num_kv_heads=layout.num_kv_heads,
-            clip=clip,
-        )
-        return mixed, *caches
+        weight = make.normal(48, layout.num_heads * layout.head_dim, scale=0.1)
+        held = quantize_channels(weight) if fp8 else weight
+        return attend(version, make, layout, 0.7, held, make.normal(48) if bias else None)
 
-    return Case(f"rotary_attention-{index}-clip-{clip}", rotary_attention, run)
+    return Case(f"attention_linear-{index}-fp8-{fp8}-bias-{bias}", attention_linear, run, fp8)
+
+
+def attend(
+    version: Callable[..., Any], make: Maker, layout: Layout, clip: float | None, *behind: Any
+) -> tuple[Tensor, ...]:
+    """What comes of it, and the caches, where the step's own tokens are not yet."""
+    block_tables = tables(layout, make.generator)
+    caches = []
+    for _ in "kv":
+        heads = (layout.num_kv_heads, layout.head_dim)
+        contents = [
+            torch.randn(length - queries, *heads, generator=make.generator)
+            for queries, length in layout.sequences
+        ]
+        caches.append(make.cast(filled_cache(layout, block_tables, contents)))
+    width = (layout.num_heads + 2 * layout.num_kv_heads) * layout.head_dim
+    out = version(
+        make.normal(layout.num_tokens, width),
+        random_rotary(make, layout.num_tokens, layout.head_dim),
+        *caches,
+        batch_of(layout, block_tables, make.device),
+        0.2,
+        *behind,
+        num_heads=layout.num_heads,
+        num_kv_heads=layout.num_kv_heads,
+        clip=clip,
+    )
+    return out, *caches
 
 
 def attention_case(index: int) -> Case:
@@ -380,6 +396,8 @@ CASES = [
     silu_mul_case(33, 24),
     *(rope_case(index, clip) for index in range(len(LAYOUTS)) for clip in (None, 0.7)),
     *(attention_case(index) for index in range(len(LAYOUTS))),
+    *(attention_linear_case(index, fp8=True, bias=index == 1) for index in (0, 1, 3, 6)),
+    attention_linear_case(1, fp8=False),
     *(rotary_attention_case(index, None if index % 2 else 0.7) for index in range(len(LAYOUTS))),
     route_case(1, 16, 4, 1.0),
     route_case(40, 8, 2, None),

@@ -9,6 +9,8 @@ from dropless.layers.linear import Linear, RowParallelLinear
 from dropless.layers.norm import ResidualNorm
 from dropless.layers.weights import Weights
 from dropless.ops.attention import rotary_attention
+from dropless.ops.attention_linear import attention_linear
+from dropless.ops.half_linear import PackedHalf
 from dropless.ops.moe import ExpertOutputs
 
 
@@ -36,6 +38,7 @@ class Attention:
         self._num_heads = weights.group.slice_of(num_heads, "attention heads")[1]
         self._num_kv_heads = weights.group.slice_of(num_kv_heads, "key and value heads")[1]
         self._attend = rotary_attention.form(batch_invariant=weights.batch_invariant)
+        self._attend_linear = attention_linear.form(batch_invariant=weights.batch_invariant)
         self._scale = head_dim**-0.5
         self._clip = clip
 
@@ -51,15 +54,31 @@ class Attention:
         values to the cache. `rotary` are the tokens' rows of the rotary table."""
         k_cache, v_cache = batch.kv_caches[self._layer]
         qkv, stream = self._norm.then(self._qkv, x, residual)
-        mixed = self._attend(
+        out = self._out.linear
+        if isinstance(out.weight, PackedHalf):
+            mixed = self._attend(
+                qkv,
+                rotary,
+                k_cache,
+                v_cache,
+                batch.paged,
+                self._scale,
+                num_heads=self._num_heads,
+                num_kv_heads=self._num_kv_heads,
+                clip=self._clip,
+            )
+            return out(mixed.flatten(1)), stream
+        part = self._attend_linear(
             qkv,
             rotary,
             k_cache,
             v_cache,
             batch.paged,
             self._scale,
+            out.weight,
+            out.bias,
             num_heads=self._num_heads,
             num_kv_heads=self._num_kv_heads,
             clip=self._clip,
         )
-        return self._out(mixed.flatten(1)), stream
+        return part, stream

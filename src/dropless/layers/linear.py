@@ -119,7 +119,7 @@ class RowParallelLinear:
         weights.fill(weight, name, (out_features, in_features), dim=1, start=start, length=size)
         bias_name = name.removesuffix("weight") + "bias"
         whole_bias = weights.vector(bias_name, out_features) if bias else None
-        self._linear = Linear(
+        self.linear = Linear(
             weights.pack(weight),
             whole_bias if weights.group.rank == 0 else None,
             batch_invariant=weights.batch_invariant,
@@ -127,4 +127,4 @@ class RowParallelLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[num_tokens, in / ranks] to this rank's part of the sum [num_tokens, out]."""
-        return self._linear(x)
+        return self.linear(x)

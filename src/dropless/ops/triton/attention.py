@@ -19,7 +19,11 @@ from dropless.ops.attention import (
     rotary_attention,
     rotate_then_attend,
 )
+from dropless.ops.attention_linear import attend_then_multiply, attention_linear
+from dropless.ops.fp8 import Fp8Tensor
+from dropless.ops.triton.fp8 import Tokens, scale_of, to_fp8
 from dropless.ops.triton.launch import after_previous, arrives_last, counters, early_launch
+from dropless.ops.triton.linear import linear_of
 
 _PROGRAMS = 2 * 132  # at most, if sequences are split: two for a multiprocessor of a Hopper GPU
 _MAX_SPLITS = 32
@@ -91,18 +95,42 @@ def _clipped(at, wanted, clip, HAS_CLIP: tl.constexpr):
     return x
 
 
+@triton.jit
+def _quantize_row(
+    rows_ptr, values_ptr, scales_ptr, counter_ptr, token, size, count,
+    ROW: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
+    """A token's row, by the last of `count` programs that have written a part of it."""
+    if SHARED:
+        is_last = arrives_last(counter_ptr, count)
+    else:
+        tl.debug_barrier()  # all threads have stored before others read
+        is_last = count == 1
+    if is_last:
+        columns = tl.arange(0, ROW)
+        inside = columns < size
+        row = tl.load(rows_ptr + token * size + columns, inside, 0.0, cache_modifier=".cg")
+        scale = scale_of(row, 0)
+        tl.store(values_ptr + token * size + columns, to_fp8(row, scale), inside)
+        tl.store(scales_ptr + token, scale)
+
+
 @triton.jit(do_not_specialize=["table_stride"])
 def _decode_kernel(
     q_ptr, rotary_ptr, slots_ptr, clip, k_ptr, v_ptr, tables_ptr, starts_ptr, lens_ptr,
-    parts_ptr, lse_ptr, counters_ptr, out_ptr, scale, q_stride, table_stride, num_kv_heads,
+    parts_ptr, lse_ptr, counters_ptr, out_ptr, values_ptr, scales_ptr,
+    scale, q_stride, table_stride, num_kv_heads,
     GROUP: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
-    ROTATES: tl.constexpr, HAS_CLIP: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
+    ROTATES: tl.constexpr, HAS_CLIP: tl.constexpr, QUANTIZED: tl.constexpr, ROW: tl.constexpr,
+    SHARED: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """All query heads of one key head, over one part of a sequence's keys: the weighted mean of
     the part's values and the logarithm of its sum of weights. The last of the parts to end merges
     all, in the order of keys. If it ROTATES, q are rows of qkv, and the part with the sequence's
-    last key, which is the query's own, writes that into the cache and does not read it there."""
+    last key, which is the query's own, writes that into the cache and does not read it there. Who
+    ends a token's row, if it is to be QUANTIZED, does that; the row is SHARED by several key heads'
+    programs."""
     after_previous(EARLY)
     sequence, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     length = tl.load(lens_ptr + sequence)
@@ -142,8 +170,14 @@ def _decode_kernel(
     num_heads = num_kv_heads * GROUP
     out_at = out_ptr + (token * num_heads + heads[:, None]) * HEAD_DIM + dims[None, :]
     num_parts = tl.cdiv(length, part)
+    row_counter = counters_ptr + tl.num_programs(0) * num_kv_heads + sequence
     if num_parts == 1:
         tl.store(out_at, mean, wanted)
+        if QUANTIZED:
+            _quantize_row(
+                out_ptr, values_ptr, scales_ptr, row_counter, token, num_heads * HEAD_DIM,
+                num_kv_heads, ROW, SHARED,
+            )  # fmt: skip
         return
     at = (sequence * num_heads + heads) * SPLITS
     parts_at = parts_ptr + at[:, None] * HEAD_DIM + dims[None, :]
@@ -168,6 +202,11 @@ def _decode_kernel(
             merged += mean * weight[:, None]
             total += weight
     tl.store(out_at, merged / total[:, None], wanted)
+    if QUANTIZED:
+        _quantize_row(
+            out_ptr, values_ptr, scales_ptr, row_counter, token, num_heads * HEAD_DIM,
+            num_kv_heads, ROW, SHARED,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["table_stride"])
@@ -310,6 +349,38 @@ def rotary_attention_cuda(
     return out
 
 
+@attention_linear.register("cuda")
+def attention_linear_cuda(
+    qkv: Tensor,
+    rotary: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: PagedBatch,
+    scale: float,
+    weight: Tensor | Fp8Tensor,
+    bias: Tensor | None,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    clip: float | None,
+) -> Tensor:
+    """Single queries are quantised where they attend; one alone by its product."""
+    num_tokens = len(qkv)
+    if batch.num_chunks or isinstance(weight, Tensor) or num_tokens == 1:
+        return attend_then_multiply(
+            qkv, rotary, k_cache, v_cache, batch, scale, weight, bias,
+            num_heads=num_heads, num_kv_heads=num_kv_heads, clip=clip,
+        )  # fmt: skip
+    out = qkv.new_empty(num_tokens, num_heads, k_cache.shape[-1])
+    plan = batch.once(_make_plan, num_tokens, batch.num_decodes, 0)
+    quantized = Fp8Tensor.empty((num_tokens, num_heads * k_cache.shape[-1]), qkv.device)
+    _decode(
+        qkv.contiguous(), _Rotation(rotary, clip), k_cache, v_cache, batch, plan, scale, out,
+        quantized,
+    )  # fmt: skip
+    return linear_of(Tokens.known(quantized, qkv.dtype), weight, bias)
+
+
 def _decode(
     q: Tensor,
     rotation: _Rotation | None,
@@ -319,6 +390,7 @@ def _decode(
     plan: _Plan,
     scale: float,
     out: Tensor,
+    quantized: Fp8Tensor | None = None,
 ) -> None:
     _, num_heads, head_dim = out.shape
     block_size, num_kv_heads = k_cache.shape[1:3]
@@ -332,16 +404,20 @@ def _decode(
     parts = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
     lse = torch.empty(shape, dtype=torch.float32, device=q.device)
     dim, group = int(triton.next_power_of_2(head_dim)), num_heads // num_kv_heads
-    counts = counters(q.device, batch.num_decodes * num_kv_heads)
+    counts = counters(q.device, batch.num_decodes * (num_kv_heads + 1))
+    values, scales = (out, out) if quantized is None else (quantized.values, quantized.scales)
     _decode_kernel[(batch.num_decodes, num_kv_heads, splits)](
         q, q if rotation is None else rotation.rotary, batch.slot_mapping,
         0.0 if rotation is None or rotation.clip is None else rotation.clip,
         k_cache, v_cache, batch.block_tables, batch.query_start, plan.decode_lens,
-        parts, lse, counts, out, scale, q.stride(0), batch.block_tables.stride(0), num_kv_heads,
+        parts, lse, counts, out, values, scales,
+        scale, q.stride(0), batch.block_tables.stride(0), num_kv_heads,
         GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), HEAD_DIM=head_dim,
         DIM=max(16, dim), BLOCK_SIZE=block_size, KEYS=keys, SPLITS=splits,
         ROTATES=rotation is not None,
         HAS_CLIP=rotation is not None and rotation.clip is not None,
+        QUANTIZED=quantized is not None, ROW=triton.next_power_of_2(num_heads * head_dim),
+        SHARED=num_kv_heads > 1,
         PRECISION=_precision(q), num_warps=8, num_stages=stages, **early_launch(q),
     )  # fmt: skip
 
