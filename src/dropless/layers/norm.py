@@ -86,7 +86,7 @@ class ResidualNorm:
 
     def _whole(self, x: Part, residual: Tensor | None) -> Part:
         """The sum of all ranks' x."""
-        if residual is None or not self._group.exchanges:
+        if residual is None or not self._group.has_peers:
             return x
         part = combined(x)
         if self._batch_invariant:

@@ -126,9 +126,10 @@ class Group:
             self._is_alone = False
 
     @property
-    def exchanges(self) -> bool:
-        """Whether collectives do anything."""
-        return self.backend is not None and not self._is_alone
+    def has_peers(self) -> bool:
+        """Whether there is anybody to exchange with, though perhaps not now (`alone`): who asks
+        calls the same kernels in both cases."""
+        return self.backend is not None
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of every rank's `x`; in place where `x` is contiguous.
@@ -136,7 +137,7 @@ class Group:
         Raises:
             PeersLostError: another rank is gone or did not come in time.
         """
-        if not self.exchanges:
+        if self.backend is None or self._is_alone:
             return x
         x = x.contiguous()
         if self.one_shot is not None and self.one_shot.takes(x):
@@ -171,8 +172,8 @@ class Group:
         return total.to(piece.dtype)
 
     def sums_with_norm(self, x: Tensor) -> bool:
-        """Whether `all_reduce_norm` of tensors [T, hidden] like x is one kernel."""
-        return self.one_shot is not None and not self._is_alone and self.one_shot.takes_rows(x)
+        """Whether `all_reduce_norm` of tensors [T, hidden] like x is one kernel, unless `alone`."""
+        return self.one_shot is not None and self.one_shot.takes_rows(x)
 
     def all_reduce_norm(
         self, norm: Norm, x: Tensor, residual: Tensor, weight: Tensor, eps: float
@@ -183,7 +184,7 @@ class Group:
         Raises:
             PeersLostError: another rank is gone or did not come in time.
         """
-        if self.one_shot is None or not self.sums_with_norm(x):
+        if self.one_shot is None or self._is_alone or not self.one_shot.takes_rows(x):
             return norm(self.all_reduce(x), residual, weight, eps)
         x, residual = x.contiguous(), residual.contiguous()
         return self.one_shot.all_reduce_norm(x, residual, weight, eps, centred=norm is layer_norm)
@@ -194,7 +195,7 @@ class Group:
         Raises:
             PeersLostError: another rank is gone or did not come in time.
         """
-        if not self.exchanges:
+        if self.backend is None or self._is_alone:
             return x
         x = x.contiguous()
         stacked = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
@@ -210,7 +211,7 @@ class Group:
         Raises:
             PeersLostError: another rank is gone or did not come in time.
         """
-        if not self.exchanges:
+        if self.backend is None or self._is_alone:
             return x
         x = x.contiguous()
         options = BroadcastOptions()
