@@ -49,7 +49,9 @@ from dropless.ops.moe import ExpertOutputs, combined, route, unsummed_experts
 from dropless.ops.norm import layer_norm
 from dropless.ops.norm_linear import norm_linear, norm_then_linear
 from dropless.ops.norm_route import norm_route, norm_then_route
+from dropless.ops.triton import attention as attention_module
 from dropless.ops.triton import linear as linear_module
+from dropless.ops.triton import moe_pairs as pairs_module
 from dropless.ops.triton import router as router_module
 from dropless.ops.triton.grouping import group_pairs
 from dropless.ops.triton.launch import after_previous, early_launch, warps_of_row
@@ -161,10 +163,14 @@ CHANGES = (
     "grouping",  # as "router", which groups the pairs, too
     "attention",  # single queries are rotated where they attend
     "output",  # as "attention", and what comes of them is quantised there
+    "near",  # weights of linear layers, keys and values are fetched before the kernel before has ended
+    "held",  # down's weights of few pairs are on their way before gate and up have ended
 )
-SETTINGS = (  # of what is now, beside "all"
-    ("all, router to 256", "_NORMED_TOKENS", 256),  # tokens
-    ("all, holding 5", "_NORM_HELD", 5),  # steps of the router's weights
+SETTINGS: tuple[tuple[str, Any, str, int], ...] = (  # of what is now, beside "all"
+    ("all, weights far", linear_module, "_NEAR", 0),
+    ("all, keys far", attention_module, "_NEAR", 0),
+    ("all, more parts", attention_module, "_PROGRAMS", 4 * 132),
+    ("all, pairs not held", pairs_module, "_HELD", 0),
 )
 
 
@@ -177,6 +183,9 @@ def changed(*changes: str) -> Iterator[None]:
     if "vector" in changes and not quantises:
         norm_linear_version = norm_linear_of_one
     values: list[tuple[Any, str, Any]] = [
+        (linear_module, "_NEAR", 2048 if "near" in changes else 0),
+        (attention_module, "_NEAR", 128 if "near" in changes else 0),
+        (pairs_module, "_HELD", 2 if "held" in changes else 0),
         (linear_module, "_NORMING_PROGRAMS", 4 * 132 if "vector" in changes else 0),
         (router_module, "_NORMED_TOKENS", 128 if router else 0),
         (router_module, "_GROUPED_TOKENS", 128 if "grouping" in changes else 0),
@@ -346,7 +355,10 @@ def _noise(*shape: int, scale: float = 1.0) -> Tensor:
 
 def steps(model: CausalLM, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
-    variants = {"before": (), **{f"+ {change}": (change,) for change in CHANGES}, "all": CHANGES}
+    variants: dict[str, tuple[str, ...]] = {"before": ()}
+    if not arguments.together:
+        variants |= {f"+ {change}": (change,) for change in CHANGES}
+    variants |= {"all": CHANGES}
     kinds = [(1, CONTEXT, batch) for batch in arguments.batches]
     kinds += [(PROMPT, PROMPT, tokens // PROMPT) for tokens in arguments.prefill]
     num_blocks = max(-(-length // BLOCK_SIZE) * count for _, length, count in kinds)
@@ -361,8 +373,8 @@ def steps(model: CausalLM, arguments: argparse.Namespace) -> list[dict[str, Any]
         for name, changes in variants.items():
             with changed(*changes):
                 graphs[name] = capture(_step(model, batch), pool)
-        for name, setting, value in SETTINGS:
-            with patched(router_module, setting, value):
+        for name, module, setting, value in SETTINGS:
+            with patched(module, setting, value):
                 graphs[name] = capture(_step(model, batch), pool)
         results = table_row(graphs, arguments, model.config.num_layers)
         rows.append({"kind": kind, "tokens": queries * count, "variants": results})
@@ -531,6 +543,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--batches", default=[1, 8, 32, 256], help="decoding sequences", **numbers)
     parser.add_argument("--prefill", default=[2048, 4096], help="tokens of a step", **numbers)
+    parser.add_argument("--together", action="store_true", help="no change alone")
     parser.add_argument("--pieces", action="store_true", help="the kernels instead of steps")
     parser.add_argument("--seconds", type=float, default=0.3)
     parser.add_argument("--rounds", type=int, default=3)

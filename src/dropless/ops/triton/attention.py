@@ -22,13 +22,15 @@ from dropless.ops.attention import (
 from dropless.ops.attention_linear import attend_then_multiply, attention_linear
 from dropless.ops.fp8 import Fp8Tensor
 from dropless.ops.triton.fp8 import Tokens, scale_of, to_fp8
-from dropless.ops.triton.launch import after_previous, arrives_last, counters, early_launch
+from dropless.ops.triton.launch import after_previous, arrives_last, bring_near, counters, early_launch
 from dropless.ops.triton.linear import linear_of
 
 _PROGRAMS = 2 * 132  # at most, if sequences are split: two for a multiprocessor of a Hopper GPU
+_FEW_ROWS, _MORE_PROGRAMS = 64, 4 * 132  # at most, for up to so many key heads of sequences
 _MAX_SPLITS = 32
 _FEW_SPLITS = 8
 _MIXED_SPLITS = 8  # beside chunks, where few of the sequences that may have one query do
+_NEAR = 128  # keys of a part, brought into the second cache early
 _DECODE_KEYS = 64  # of one iteration, if sequences are cut into many parts
 _MERGED = tl.constexpr(4)  # parts at a time
 _QUERIES, _CHUNK_KEYS = 64, 64  # of one tile
@@ -123,19 +125,34 @@ def _decode_kernel(
     GROUP: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
     ROTATES: tl.constexpr, HAS_CLIP: tl.constexpr, QUANTIZED: tl.constexpr, ROW: tl.constexpr,
-    SHARED: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
+    SHARED: tl.constexpr, NEAR: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """All query heads of one key head, over one part of a sequence's keys: the weighted mean of
     the part's values and the logarithm of its sum of weights. The last of the parts to end merges
     all, in the order of keys. If it ROTATES, q are rows of qkv, and the part with the sequence's
     last key, which is the query's own, writes that into the cache and does not read it there. Who
     ends a token's row, if it is to be QUANTIZED, does that; the row is SHARED by several key heads'
-    programs."""
-    after_previous(EARLY)
+    programs. The first NEAR keys and values of a part are on their way before the kernel ahead has
+    ended."""
+    if NEAR == 0:
+        after_previous(EARLY)
     sequence, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     length = tl.load(lens_ptr + sequence)
     part = tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS
     start, stop = split * part, tl.minimum(length, (split + 1) * part)
+    if NEAR > 0:
+        if EARLY:
+            places = start + tl.arange(0, NEAR)
+            is_near = (places < stop) & (places < length - 1)
+            blocks = tl.load(
+                tables_ptr + sequence * table_stride + places // BLOCK_SIZE, is_near, 0
+            ).to(tl.int64)  # fmt: skip
+            slots = (blocks * BLOCK_SIZE + places % BLOCK_SIZE) * num_kv_heads + kv_head
+            row_bytes: tl.constexpr = HEAD_DIM * k_ptr.dtype.element_ty.primitive_bitwidth // 8
+            sizes = tl.full([NEAR], row_bytes, tl.int32)
+            bring_near(k_ptr + slots * HEAD_DIM, sizes, is_near)
+            bring_near(v_ptr + slots * HEAD_DIM, sizes, is_near)
+        after_previous(EARLY)
     if start >= length:
         return
     rows, dims = tl.arange(0, ROWS), tl.arange(0, DIM)
@@ -297,7 +314,7 @@ def paged_attention_cuda(
     out = q.new_empty(q.shape)
     plan = batch.once(_make_plan, len(q), batch.num_decodes, batch.num_chunks)
     if batch.num_decodes:
-        _decode(q, None, k_cache, v_cache, batch, plan, scale, out)
+        _decode(q, None, k_cache, v_cache, batch, plan.decode_lens, scale, out)
     if batch.num_chunks:
         _attend_chunks(q, k_cache, v_cache, batch, plan, scale, out)
     return out
@@ -343,9 +360,8 @@ def rotary_attention_cuda(
             num_heads=num_heads, num_kv_heads=num_kv_heads, clip=clip,
         )  # fmt: skip
     out = qkv.new_empty(len(qkv), num_heads, k_cache.shape[-1])
-    plan = batch.once(_make_plan, len(qkv), batch.num_decodes, 0)
     rotation = _Rotation(rotary, clip)
-    _decode(qkv.contiguous(), rotation, k_cache, v_cache, batch, plan, scale, out)
+    _decode(qkv.contiguous(), rotation, k_cache, v_cache, batch, batch.seq_lens, scale, out)
     return out
 
 
@@ -372,11 +388,10 @@ def attention_linear_cuda(
             num_heads=num_heads, num_kv_heads=num_kv_heads, clip=clip,
         )  # fmt: skip
     out = qkv.new_empty(num_tokens, num_heads, k_cache.shape[-1])
-    plan = batch.once(_make_plan, num_tokens, batch.num_decodes, 0)
     quantized = Fp8Tensor.empty((num_tokens, num_heads * k_cache.shape[-1]), qkv.device)
     _decode(
-        qkv.contiguous(), _Rotation(rotary, clip), k_cache, v_cache, batch, plan, scale, out,
-        quantized,
+        qkv.contiguous(), _Rotation(rotary, clip), k_cache, v_cache, batch, batch.seq_lens, scale,
+        out, quantized,
     )  # fmt: skip
     return linear_of(Tokens.known(quantized, qkv.dtype), weight, bias)
 
@@ -387,7 +402,7 @@ def _decode(
     k_cache: Tensor,
     v_cache: Tensor,
     batch: PagedBatch,
-    plan: _Plan,
+    lens: Tensor,
     scale: float,
     out: Tensor,
     quantized: Fp8Tensor | None = None,
@@ -396,7 +411,8 @@ def _decode(
     block_size, num_kv_heads = k_cache.shape[1:3]
     most_keys = batch.block_tables.shape[1] * block_size
     least = _MIXED_SPLITS if batch.num_chunks else 1
-    wanted = max(least, _PROGRAMS // (batch.num_decodes * num_kv_heads))
+    heads = batch.num_decodes * num_kv_heads
+    wanted = max(least, (_MORE_PROGRAMS if heads <= _FEW_ROWS else _PROGRAMS) // heads)
     possible = int(triton.next_power_of_2(triton.cdiv(most_keys, _DECODE_KEYS)))
     splits = min(_MAX_SPLITS, possible, 1 << (wanted.bit_length() - 1))
     keys, stages = (_DECODE_KEYS, 3) if splits > _FEW_SPLITS else (2 * _DECODE_KEYS, 2)
@@ -405,11 +421,12 @@ def _decode(
     lse = torch.empty(shape, dtype=torch.float32, device=q.device)
     dim, group = int(triton.next_power_of_2(head_dim)), num_heads // num_kv_heads
     counts = counters(q.device, batch.num_decodes * (num_kv_heads + 1))
+    row_bytes = head_dim * k_cache.element_size()
     values, scales = (out, out) if quantized is None else (quantized.values, quantized.scales)
     _decode_kernel[(batch.num_decodes, num_kv_heads, splits)](
         q, q if rotation is None else rotation.rotary, batch.slot_mapping,
         0.0 if rotation is None or rotation.clip is None else rotation.clip,
-        k_cache, v_cache, batch.block_tables, batch.query_start, plan.decode_lens,
+        k_cache, v_cache, batch.block_tables, batch.query_start, lens,
         parts, lse, counts, out, values, scales,
         scale, q.stride(0), batch.block_tables.stride(0), num_kv_heads,
         GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), HEAD_DIM=head_dim,
@@ -417,7 +434,7 @@ def _decode(
         ROTATES=rotation is not None,
         HAS_CLIP=rotation is not None and rotation.clip is not None,
         QUANTIZED=quantized is not None, ROW=triton.next_power_of_2(num_heads * head_dim),
-        SHARED=num_kv_heads > 1,
+        SHARED=num_kv_heads > 1, NEAR=_NEAR if rotation is not None and row_bytes % 16 == 0 else 0,
         PRECISION=_precision(q), num_warps=8, num_stages=stages, **early_launch(q),
     )  # fmt: skip
 
