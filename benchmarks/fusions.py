@@ -10,9 +10,7 @@ so many tokens consist. For each size every variant is captured as a CUDA graph 
 middle of the rounds, and beside it what a layer gains over "before", in microseconds. The hidden
 states are compared with those of "before" as well: equal bits, or ||a - b|| / ||b||.
 
-`--pieces` times the kernels themselves, apart from the products, at DBRX's whole width, against the
-bytes that they must move at the measured copy bandwidth. Writes results/fusions.json beside this
-script, or `--out`.
+Writes results/fusions.json beside this script, or `--out`.
 """
 
 from __future__ import annotations
@@ -32,40 +30,33 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from benchmarks.dbrx_steps import copy_bandwidth
 from benchmarks.machine import machine
 from torch import Tensor
 
 from dropless.checkpoints.open import open_checkpoint
 from dropless.checkpoints.resolve import resolve
 from dropless.layers.batch import ForwardBatch
-from dropless.layers.rotary import rotary_table
 from dropless.models.decoder import CausalLM
 from dropless.models.registry import load_model
 from dropless.ops.attention import PagedBatch, rotary_attention, rotate_then_attend
 from dropless.ops.attention_linear import attend_then_multiply, attention_linear
-from dropless.ops.fp8 import quantize_channels, quantize_tokens
-from dropless.ops.moe import ExpertOutputs, combined, route, unsummed_experts
+from dropless.ops.moe import ExpertOutputs, combined, unsummed_experts
 from dropless.ops.norm import layer_norm
 from dropless.ops.norm_linear import norm_linear, norm_then_linear
 from dropless.ops.norm_route import norm_route, norm_then_route
 from dropless.ops.triton import attention as attention_module
 from dropless.ops.triton import linear as linear_module
-from dropless.ops.triton import moe_pairs as pairs_module
 from dropless.ops.triton import router as router_module
-from dropless.ops.triton.grouping import group_pairs
 from dropless.ops.triton.launch import after_previous, early_launch, warps_of_row
 from dropless.ops.triton.moe import unsummed_experts_cuda
-from dropless.ops.triton.norm import norm_of, norm_rows
+from dropless.ops.triton.norm import norm_of
 from dropless.ops.triton.router import _choose, _held, _router_part
 from dropless.parallel.group import Group
 
 RESULTS = Path(__file__).parent / "results"
 DEVICE = torch.device("cuda", 0)
 CONTEXT, PROMPT, BLOCK_SIZE = 576, 512, 16
-HIDDEN, EXPERTS, TOP_K, HEADS, KV_HEADS, HEAD_DIM = 6144, 16, 4, 48, 8, 128
 EPS = 1e-5
-IN_A_ROW = 20  # launches of a piece in one graph, each with its own operands
 
 Run = Callable[[], Tensor]
 
@@ -163,14 +154,7 @@ CHANGES = (
     "grouping",  # as "router", which groups the pairs, too
     "attention",  # single queries are rotated where they attend
     "output",  # as "attention", and what comes of them is quantised there
-    "near",  # weights of linear layers, keys and values are fetched before the kernel before has ended
-    "held",  # down's weights of few pairs are on their way before gate and up have ended
-)
-SETTINGS: tuple[tuple[str, Any, str, int], ...] = (  # of what is now, beside "all"
-    ("all, weights far", linear_module, "_NEAR", 0),
-    ("all, keys far", attention_module, "_NEAR", 0),
-    ("all, more parts", attention_module, "_PROGRAMS", 4 * 132),
-    ("all, pairs not held", pairs_module, "_HELD", 0),
+    "near",  # as "attention", and keys and values are fetched before the kernel before has ended
 )
 
 
@@ -183,9 +167,7 @@ def changed(*changes: str) -> Iterator[None]:
     if "vector" in changes and not quantises:
         norm_linear_version = norm_linear_of_one
     values: list[tuple[Any, str, Any]] = [
-        (linear_module, "_NEAR", 2048 if "near" in changes else 0),
         (attention_module, "_NEAR", 128 if "near" in changes else 0),
-        (pairs_module, "_HELD", 2 if "held" in changes else 0),
         (linear_module, "_NORMING_PROGRAMS", 4 * 132 if "vector" in changes else 0),
         (router_module, "_NORMED_TOKENS", 128 if router else 0),
         (router_module, "_GROUPED_TOKENS", 128 if "grouping" in changes else 0),
@@ -359,8 +341,8 @@ def steps(model: CausalLM, arguments: argparse.Namespace) -> list[dict[str, Any]
     if not arguments.together:
         variants |= {f"+ {change}": (change,) for change in CHANGES}
     variants |= {"all": CHANGES}
-    kinds = [(1, CONTEXT, batch) for batch in arguments.batches]
-    kinds += [(PROMPT, PROMPT, tokens // PROMPT) for tokens in arguments.prefill]
+    kinds = [(1, CONTEXT, batch) for batch in _numbers(arguments.batches)]
+    kinds += [(PROMPT, PROMPT, tokens // PROMPT) for tokens in _numbers(arguments.prefill)]
     num_blocks = max(-(-length // BLOCK_SIZE) * count for _, length, count in kinds)
     caches = make_caches(model, arguments.slice_of, num_blocks)
     batches = [sequences(*kind, caches) for kind in kinds]
@@ -372,9 +354,6 @@ def steps(model: CausalLM, arguments: argparse.Namespace) -> list[dict[str, Any]
         graphs = {}
         for name, changes in variants.items():
             with changed(*changes):
-                graphs[name] = capture(_step(model, batch), pool)
-        for name, module, setting, value in SETTINGS:
-            with patched(module, setting, value):
                 graphs[name] = capture(_step(model, batch), pool)
         results = table_row(graphs, arguments, model.config.num_layers)
         rows.append({"kind": kind, "tokens": queries * count, "variants": results})
@@ -392,166 +371,23 @@ def _step(model: CausalLM, batch: ForwardBatch) -> Run:
     return run
 
 
-# The kernels themselves
-
-
-def pieces(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    bandwidth = copy_bandwidth()
-    torch.cuda.empty_cache()
-    rows = []
-    for tokens in (*arguments.batches, *arguments.prefill):
-        for name, (make, num_bytes) in PIECES.items():
-            if name == "attention" and tokens > 256:
-                continue
-            is_fp8 = arguments.quantization == "fp8"
-            limit = num_bytes(tokens, is_fp8) / bandwidth * 1e6
-            print(f"{name}, {tokens} tokens, {arguments.quantization}; {limit:.1f} us to move")
-            copies = max(1, min(IN_A_ROW, (1 << 29) // (tokens * HIDDEN * 2)))
-            runs = [make(tokens, is_fp8) for _ in range(copies)]
-            graphs = {}
-            for variant, changes in (("before", ()), ("all", CHANGES)):
-                with changed(*changes):
-                    graphs[variant] = capture(_in_a_row(runs, variant == "all"), None)
-            results = table_row(graphs, arguments, copies)
-            row = {"piece": name, "tokens": tokens, "limit_us": limit, "variants": results}
-            rows.append(row | {"copies": copies})
-            del graphs, runs
-            torch.cuda.empty_cache()
-    return rows
-
-
-Piece = Callable[[bool], Tensor]  # called with whether it is the new one
-
-
-def _in_a_row(runs: list[Piece], is_new: bool) -> Run:
-    def run() -> Tensor:
-        return [piece(is_new) for piece in runs][-1]
-
-    return run
-
-
-def after_experts(tokens: int, is_fp8: bool) -> Piece:
-    """From what experts made to the normed rows, as qkv takes them."""
-    made = _noise(tokens * TOP_K, HIDDEN)
-    ids = torch.rand(tokens, EXPERTS, device=DEVICE).topk(TOP_K).indices
-    outputs = ExpertOutputs(
-        made, group_pairs(ids, EXPERTS).places, _noise(tokens, TOP_K), ids, EXPERTS
-    )
-    residual, weight = _noise(tokens, HIDDEN), _noise(HIDDEN)
-
-    def run(is_new: bool) -> Tensor:
-        if not is_new:
-            normed, _ = layer_norm(outputs, residual, weight, EPS)
-            return quantize_tokens(normed)[0] if is_fp8 else normed
-        new = norm_rows(
-            outputs, residual, weight, EPS, centred=True, rows=not is_fp8, quantized=is_fp8
-        )
-        made = new.quantized.values if new.quantized is not None else new.rows
-        assert made is not None
-        return made
-
-    return _as_bytes(run)
-
-
-def before_experts(tokens: int, is_fp8: bool) -> Piece:
-    """From attention's output to what the experts begin with."""
-    x, residual, weight = _noise(tokens, HIDDEN), _noise(tokens, HIDDEN), _noise(HIDDEN)
-    router = _noise(EXPERTS, HIDDEN, scale=HIDDEN**-0.5)
-    wide = _noise(EXPERTS, 16, 2080)  # so that one token is grouped, too
-    down = quantize_channels(wide) if is_fp8 else wide
-
-    def run(is_new: bool) -> Tensor:
-        if is_new:
-            routed, _ = norm_route(x, residual, weight, EPS, router, TOP_K, 1.0, down, centred=True)
-            if routed.grouping is None and (tokens > 2 or is_fp8):
-                group_pairs(routed.topk_ids, EXPERTS)
-            return routed.topk_weights
-        normed, _ = layer_norm(x, residual, weight, EPS)
-        weights, ids = route(normed, router, TOP_K, 1.0)
-        if tokens > 2 or is_fp8:
-            group_pairs(ids, EXPERTS)
-        if is_fp8 and tokens <= 512:
-            quantize_tokens(normed)
-        return weights
-
-    return run
-
-
-def attention(tokens: int, is_fp8: bool) -> Piece:
-    """Of single queries, from qkv on."""
-    del is_fp8
-    qkv = _noise(tokens, (HEADS + 2 * KV_HEADS) * HEAD_DIM)
-    table = rotary_table(HEAD_DIM, CONTEXT, 500_000.0, device=DEVICE)
-    rotary = table[-1:].repeat(tokens, 1, 1)
-    blocks = CONTEXT // BLOCK_SIZE
-    tables = torch.arange(tokens * blocks, dtype=torch.int32, device=DEVICE).view(tokens, blocks)
-    caches = [_noise(tokens * blocks, BLOCK_SIZE, KV_HEADS, HEAD_DIM) for _ in "kv"]
-    paged = PagedBatch(
-        slot_mapping=tables[:, -1].long() * BLOCK_SIZE + BLOCK_SIZE - 1,
-        block_tables=tables,
-        query_start=torch.arange(tokens + 1, dtype=torch.int32, device=DEVICE),
-        seq_lens=torch.full((tokens,), CONTEXT, dtype=torch.int32, device=DEVICE),
-        num_decodes=tokens,
-        num_chunks=0,
-        query_lens_host=[1] * tokens,
-        seq_lens_host=[CONTEXT] * tokens,
-    )
-
-    def run(is_new: bool) -> Tensor:
-        del is_new  # the op knows
-        return rotary_attention(
-            qkv, rotary, *caches, paged, HEAD_DIM**-0.5,
-            num_heads=HEADS, num_kv_heads=KV_HEADS, clip=8.0,
-        )  # fmt: skip
-
-    return run
-
-
-def _as_bytes(run: Callable[[bool], Tensor]) -> Piece:
-    """8-bit numbers as whole ones, which can be compared."""
-
-    def compared(is_new: bool) -> Tensor:
-        out = run(is_new)
-        return out.view(torch.int8) if out.element_size() == 1 else out
-
-    return compared
-
-
-PIECES: dict[str, tuple[Callable[[int, bool], Piece], Callable[[int, bool], float]]] = {
-    "after the experts": (
-        after_experts,
-        lambda tokens, is_fp8: tokens * HIDDEN * (13.0 if is_fp8 else 14.0),
-    ),
-    "before the experts": (
-        before_experts,
-        lambda tokens, is_fp8: tokens * HIDDEN * (9.0 if is_fp8 and tokens <= 512 else 8.0),
-    ),
-    "attention": (
-        attention,
-        lambda tokens, _: tokens * KV_HEADS * HEAD_DIM * 4.0 * CONTEXT,
-    ),
-}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    numbers = {"type": lambda text: [int(n) for n in text.split(",") if n]}
     parser.add_argument("--quantization", default="none", choices=["none", "fp8"])
     parser.add_argument("--slice-of", type=int, default=1, help="ranks of which one is computed")
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--batches", default=[1, 8, 32, 256], help="decoding sequences", **numbers)
-    parser.add_argument("--prefill", default=[2048, 4096], help="tokens of a step", **numbers)
+    parser.add_argument("--batches", default="1,8,32,256", help="decoding sequences")
+    parser.add_argument("--prefill", default="2048,4096", help="tokens of a step")
     parser.add_argument("--together", action="store_true", help="no change alone")
-    parser.add_argument("--pieces", action="store_true", help="the kernels instead of steps")
     parser.add_argument("--seconds", type=float, default=0.3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS / "fusions.json")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     with torch.inference_mode():
-        rows = pieces(arguments) if arguments.pieces else steps(_model(arguments), arguments)
+        rows = steps(_model(arguments), arguments)
     document = {
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
@@ -559,12 +395,16 @@ def main() -> None:
         **machine(),
         "quantization": arguments.quantization,
         "slice_of": arguments.slice_of,
-        "layers": None if arguments.pieces else arguments.layers,
+        "layers": arguments.layers,
         "seconds": arguments.seconds,
         "rows": rows,
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",") if number]
 
 
 def _model(arguments: argparse.Namespace) -> CausalLM:

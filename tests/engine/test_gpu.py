@@ -89,6 +89,30 @@ def test_launching_a_step_waits_for_nothing_and_changes_no_token(
     assert run() == expected
 
 
+def test_no_request_waits_for_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of all lengths start while others decode, in steps with and without graphs."""
+    write_tiny_dbrx(tmp_path)
+    monkeypatch.setattr("dropless.engine.step_graphs.MOST_TOKENS", 64)
+    monkeypatch.setattr("dropless.engine.warm_up.MOST_TOKENS", 64)
+    compiled: list[str] = []
+    prompts = [[(7 * i + j * j) % 500 for j in range(1 + 61 * i % 300)] for i in range(60)]
+    params = [SamplingParams(temperature=0.0, max_tokens=1 + i % 23) for i in range(60)]
+    with LLM(
+        str(tmp_path),
+        device="cuda",
+        dtype="bfloat16",
+        quantization="none",
+        step_token_budget=512,
+        max_running_requests=40,
+    ) as llm:
+        runtime = pytest.importorskip("triton").knobs.runtime
+        monkeypatch.setattr(
+            runtime, "jit_post_compile_hook", lambda fn, **_: compiled.append(fn.name)
+        )
+        llm.generate(prompts, params)
+    assert compiled == []
+
+
 @pytest.mark.parametrize("prompt", PROMPTS[:2], ids=["padded", "longer"])
 def test_experts_are_counted_inside_graphs(tmp_path: Path, prompt: list[int]) -> None:
     """The first step is looked at, and no other; what pads it is not counted."""

@@ -77,6 +77,9 @@ def load_runner(
             group,
             device=device,
             spare_block=plan.num_blocks,
+            max_rows=config.max_running_requests,
+            max_model_len=plan.max_model_len,
+            step_token_budget=plan.step_token_budget,
             cache_folder=cache_root() / "tiles",
             progress=progress,
         )

@@ -22,16 +22,22 @@ from dropless.ops.attention import (
 from dropless.ops.attention_linear import attend_then_multiply, attention_linear
 from dropless.ops.fp8 import Fp8Tensor
 from dropless.ops.triton.fp8 import Tokens, scale_of, to_fp8
-from dropless.ops.triton.launch import after_previous, arrives_last, bring_near, counters, early_launch
+from dropless.ops.triton.launch import (
+    after_previous,
+    arrives_last,
+    bring_near,
+    counters,
+    early_launch,
+)
 from dropless.ops.triton.linear import linear_of
 
+_FEW_HEADS = 128  # of keys, of all sequences
 _PROGRAMS = 2 * 132  # at most, if sequences are split: two for a multiprocessor of a Hopper GPU
-_FEW_ROWS, _MORE_PROGRAMS = 64, 4 * 132  # at most, for up to so many key heads of sequences
+_MORE_PROGRAMS = 4 * 132  # for few heads
 _MAX_SPLITS = 32
-_FEW_SPLITS = 8
 _MIXED_SPLITS = 8  # beside chunks, where few of the sequences that may have one query do
 _NEAR = 128  # keys of a part, brought into the second cache early
-_DECODE_KEYS = 64  # of one iteration, if sequences are cut into many parts
+_DECODE_KEYS = 64  # of one iteration
 _MERGED = tl.constexpr(4)  # parts at a time
 _QUERIES, _CHUNK_KEYS = 64, 64  # of one tile
 
@@ -412,10 +418,9 @@ def _decode(
     most_keys = batch.block_tables.shape[1] * block_size
     least = _MIXED_SPLITS if batch.num_chunks else 1
     heads = batch.num_decodes * num_kv_heads
-    wanted = max(least, (_MORE_PROGRAMS if heads <= _FEW_ROWS else _PROGRAMS) // heads)
+    wanted = max(least, (_MORE_PROGRAMS if heads <= _FEW_HEADS else _PROGRAMS) // heads)
     possible = int(triton.next_power_of_2(triton.cdiv(most_keys, _DECODE_KEYS)))
     splits = min(_MAX_SPLITS, possible, 1 << (wanted.bit_length() - 1))
-    keys, stages = (_DECODE_KEYS, 3) if splits > _FEW_SPLITS else (2 * _DECODE_KEYS, 2)
     shape = (batch.num_decodes, num_heads, splits)
     parts = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
     lse = torch.empty(shape, dtype=torch.float32, device=q.device)
@@ -430,12 +435,12 @@ def _decode(
         parts, lse, counts, out, values, scales,
         scale, q.stride(0), batch.block_tables.stride(0), num_kv_heads,
         GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), HEAD_DIM=head_dim,
-        DIM=max(16, dim), BLOCK_SIZE=block_size, KEYS=keys, SPLITS=splits,
+        DIM=max(16, dim), BLOCK_SIZE=block_size, KEYS=_DECODE_KEYS, SPLITS=splits,
         ROTATES=rotation is not None,
         HAS_CLIP=rotation is not None and rotation.clip is not None,
         QUANTIZED=quantized is not None, ROW=triton.next_power_of_2(num_heads * head_dim),
         SHARED=num_kv_heads > 1, NEAR=_NEAR if rotation is not None and row_bytes % 16 == 0 else 0,
-        PRECISION=_precision(q), num_warps=8, num_stages=stages, **early_launch(q),
+        PRECISION=_precision(q), num_warps=8, num_stages=3, **early_launch(q),
     )  # fmt: skip
 
 
