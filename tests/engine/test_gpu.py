@@ -95,7 +95,7 @@ def test_no_request_waits_for_a_compiler(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("dropless.engine.step_graphs.MOST_TOKENS", 64)
     monkeypatch.setattr("dropless.engine.warm_up.MOST_TOKENS", 64)
     compiled: list[str] = []
-    prompts = [[(7 * i + j * j) % 500 for j in range(1 + 61 * i % 300)] for i in range(60)]
+    prompts = [[(7 * i + j * j) % 500 for j in range(1 + 61 * i % 200)] for i in range(60)]
     params = [SamplingParams(temperature=0.0, max_tokens=1 + i % 23) for i in range(60)]
     with LLM(
         str(tmp_path),

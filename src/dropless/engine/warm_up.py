@@ -3,7 +3,6 @@ known, so that no request waits for that."""
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dropless.engine.step_graphs import MOST_TOKENS
+from dropless.engine.step_graphs import MOST_TOKENS, batch_buckets, token_buckets
 from dropless.layers.batch import ForwardBatch
 from dropless.models.decoder import CausalLM
 from dropless.ops.attention import PagedBatch
@@ -46,72 +45,78 @@ def warm_up(
     def compute(kind: _Kind) -> None:
         torch.cuda.set_device(device)
         with torch.inference_mode():
-            model(_step(kind, kv_caches, spare_block, device))
+            hidden = model(_step(kind, kv_caches, spare_block, device))
+            if not kind.has_chunks:
+                model.logits(hidden)
 
     read_cache(cache_folder)
     progress("compiling kernels", 0.0)
     with group.alone():
         tune_for(
-            lambda: compute(_Kind(num_chunk_tokens=8)),
+            lambda: compute(_Kind(8)),
             lambda done: progress("measuring kernels", done),
             folder=cache_folder if group.rank == 0 else None,
         )
-        sizes = [size for size in _SIZES if size <= max_model_len]
-        kinds = [_Kind(num_decodes=1), *(_Kind(num_chunk_tokens=size) for size in sizes[1:])]
-        has_large_steps = step_token_budget > MOST_TOKENS
-        if has_large_steps:
-            kinds += _mixed_kinds(max_rows, max_model_len)
+        kinds = list(_kinds(max_rows, max_model_len, step_token_budget))
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # compilers run side by side
             for done, _ in enumerate(pool.map(compute, kinds)):
                 progress("compiling kernels", (done + 1) / len(kinds))
-        if has_large_steps:  # alone, for the memory that it takes
-            compute(_Kind(num_chunk_tokens=min(step_token_budget, max_model_len)))
+        if step_token_budget > MOST_TOKENS:  # alone, for the memory that it takes
+            compute(_Kind(min(step_token_budget, max_model_len)))
     torch.cuda.synchronize(device)
 
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """A step of so many sequences with one token, and one with several."""
+    """A step as kernels are chosen for it. Of several sequences each has one token, unless some
+    `has_chunks`, which is taken into account but not computed."""
 
-    num_decodes: int = 0
-    num_chunk_tokens: int = 0  # 0: there is no such sequence
-    num_keys: int = 0  # of the longest sequence; 0: no more than are computed
+    num_tokens: int
+    num_sequences: int = 1
+    has_chunks: bool = True
+    num_keys: int = 0  # that block tables have room for; 0: as many as tokens
 
 
-def _mixed_kinds(max_rows: int, max_model_len: int) -> Iterator[_Kind]:
-    """What steps too large for a graph choose kernels by, beside their number of tokens."""
-    num_sequences = 2
-    while num_sequences < 2 * max_rows:
-        num_decodes = min(num_sequences, max_rows) - 1
-        yield _Kind(num_decodes, num_chunk_tokens=2, num_keys=max_model_len)
-        num_sequences *= 2
-    for num_keys in _FEW_KEYS:
-        if num_keys <= max_model_len:
-            yield _Kind(num_decodes=1, num_chunk_tokens=2, num_keys=num_keys)
+def _kinds(max_rows: int, max_model_len: int, step_token_budget: int) -> Iterator[_Kind]:
+    """What is chosen by the number of tokens, then what is by that of sequences."""
+    yield _Kind(1, has_chunks=False, num_keys=max_model_len)
+    for size in _SIZES[1:]:
+        if size <= max_model_len:
+            yield _Kind(size)
+    for count in batch_buckets(max_rows)[1:]:
+        yield _Kind(count, count, has_chunks=False, num_keys=max_model_len)
+    for count in sorted({min(size, max_rows) + 1 for size in token_buckets(step_token_budget)}):
+        yield _Kind(count, count, num_keys=max_model_len)
+    if step_token_budget > MOST_TOKENS:  # steps of any number of sequences go without a graph
+        count = 2
+        while count < 2 * max_rows:
+            yield _Kind(min(count, max_rows), min(count, max_rows), num_keys=max_model_len)
+            count *= 2
+        for num_keys in _FEW_KEYS:
+            if num_keys <= max_model_len:
+                yield _Kind(2, 2, num_keys=num_keys)
 
 
 def _step(
     kind: _Kind, kv_caches: list[tuple[Tensor, Tensor]], spare_block: int, device: torch.device
 ) -> ForwardBatch:
-    """All of its tokens are written to one place of the cache."""
+    """All of its tokens are written to one place of the cache. As in a graph, only the device knows
+    the lengths."""
     block_size = kv_caches[0][0].shape[1]
-    lens = [1] * kind.num_decodes + [kind.num_chunk_tokens] * (kind.num_chunk_tokens > 0)
-    num_tokens, num_keys = sum(lens), max(kind.num_keys, *lens)
-
-    def numbers(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=device)
-
-    blocks = (len(lens), -(-num_keys // block_size))
+    count, num_tokens = kind.num_sequences, kind.num_tokens
+    length = num_tokens // count
+    assert length * count == num_tokens  # all sequences are as long
+    blocks = (count, -(-max(kind.num_keys, length) // block_size))
     paged = PagedBatch(
         slot_mapping=torch.full((num_tokens,), spare_block * block_size, device=device),
         block_tables=torch.full(blocks, spare_block, dtype=torch.int32, device=device),
-        query_start=numbers([0, *itertools.accumulate(lens)]),
-        seq_lens=numbers(lens),
-        num_decodes=kind.num_decodes,
-        num_chunks=len(lens) - kind.num_decodes,
-        query_lens_host=lens,
-        seq_lens_host=lens,
+        query_start=torch.arange(0, num_tokens + 1, length, dtype=torch.int32, device=device),
+        seq_lens=torch.full((count,), length, dtype=torch.int32, device=device),
+        num_decodes=0 if length > 1 else count,
+        num_chunks=count if kind.has_chunks else 0,
+        query_lens_host=[],
+        seq_lens_host=[],
     )
-    positions = torch.cat([torch.arange(length, device=device) for length in lens])
+    positions = torch.arange(length, device=device).repeat(count)
     token_ids = torch.zeros(num_tokens, dtype=torch.int64, device=device)
     return ForwardBatch(token_ids, positions, paged, kv_caches)
