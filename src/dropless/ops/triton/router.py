@@ -21,8 +21,8 @@ from dropless.ops.triton.norm import norm_of, norm_rows
 
 # Up to here a program for each token, which reads all router weights, is faster than matrix units.
 _VECTOR_TOKENS = 128
-_NORMED_TOKENS = 64  # up to here such a program makes the norm, too
-_GROUPED_TOKENS = 64  # up to here the last of them groups all pairs
+_NORMED_TOKENS = 32  # up to here such a program makes the norm, too
+_GROUPED_TOKENS = 32  # up to here the last of them groups all pairs
 _HELD, _NORM_HELD = (
     5,
     4,
