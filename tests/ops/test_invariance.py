@@ -122,6 +122,7 @@ CASES = [
     *(norm_case(name, hidden) for name in ("rms_norm", "layer_norm") for hidden in (45, 576)),
     rope_case(5, 16),
     rope_case(9, 64),
+    rope_case(64, 32),  # beyond some thousand heads a program has more of them
     route_case(16, 4, 1.0),
     route_case(7, 2, 2.0),
     route_case(7, 2, None),

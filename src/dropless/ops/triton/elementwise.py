@@ -43,8 +43,9 @@ def _rope_kernel(
     cos = tl.load(angles, inside & turns, 1.0)
     sin = tl.load(angles + HEAD_DIM + HEAD_DIM // 2, inside & turns, 0.0)
     a, b = first.to(tl.float32), second.to(tl.float32)
-    first = (a * cos - b * sin).to(first.dtype)
-    second = (b * cos + a * sin).to(second.dtype)
+    # said which product is added unrounded: compilers choose by the number of ROWS
+    first = tl.fma(a, cos, -(b * sin)).to(first.dtype)
+    second = tl.fma(b, cos, a * sin).to(second.dtype)
     slots = tl.load(slots_ptr + tokens, exists, 0)[:, None] * num_kv_heads
     is_q = inside & (heads < num_heads)
     is_k = inside & (heads >= num_heads) & turns
