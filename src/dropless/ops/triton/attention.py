@@ -25,52 +25,57 @@ from dropless.ops.triton.fp8 import Tokens, scale_of, to_fp8
 from dropless.ops.triton.launch import (
     after_previous,
     arrives_last,
-    bring_near,
     counters,
     early_launch,
 )
 from dropless.ops.triton.linear import linear_of
 
-_FEW_HEADS = 128  # of keys, of all sequences
 _PROGRAMS = 2 * 132  # at most, if sequences are split: two for a multiprocessor of a Hopper GPU
-_MORE_PROGRAMS = 4 * 132  # for few heads
 _MAX_SPLITS = 32
 _MIXED_SPLITS = 8  # beside chunks, where few of the sequences that may have one query do
-_NEAR = 128  # keys of a part, brought into the second cache early
-_DECODE_KEYS = 64  # of one iteration
-_MERGED = tl.constexpr(4)  # parts at a time
+_DECODE_KEYS = 64  # of one tile
+_FEW_SPLITS = 8  # beyond, a part seldom has more than one tile
+_MERGED = tl.constexpr(8)  # parts at a time
 _QUERIES, _CHUNK_KEYS = 64, 64  # of one tile
 
 
 @triton.jit
-def _attend(
-    q, own_places, k_ptr, v_ptr, table_ptr, kv_head, num_kv_heads, start, stop, scale,
-    mean, top, total,
-    HEAD_DIM: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+def _slots(
+    table_ptr, begin, stop, kv_head, num_kv_heads, KEYS: tl.constexpr, BLOCK_SIZE: tl.constexpr
+):
+    """[KEYS]: the rows of the cache with a sequence's keys from `begin` on, before `stop`."""
+    places = begin + tl.arange(0, KEYS)
+    blocks = tl.load(table_ptr + places // BLOCK_SIZE, places < stop, 0).to(tl.int64)
+    return (blocks * BLOCK_SIZE + places % BLOCK_SIZE) * num_kv_heads + kv_head
+
+
+@triton.jit
+def _tile(
+    cache_ptr, slots, begin, stop, KEYS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr
+):
+    """[KEYS, DIM]: keys, or values, from `begin` on; zero from `stop` on."""
+    dims = tl.arange(0, DIM)
+    there = (begin + tl.arange(0, KEYS) < stop)[:, None] & (dims[None, :] < HEAD_DIM)
+    return tl.load(cache_ptr + slots[:, None] * HEAD_DIM + dims[None, :], there, 0.0)
+
+
+@triton.jit
+def _see(
+    q, k, v, own_places, begin, stop, scale, mean, top, total,
     KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Queries q [ROWS, DIM] over the keys at `start : stop` that lie no later than own_places
-    [ROWS]: the weighted mean of the values, the greatest score, and the sum of the weights. They
-    begin with what is given, of which the first is a weighted sum."""
-    dims = tl.arange(0, DIM)
-    for begin in range(start, stop, KEYS):
-        places = begin + tl.arange(0, KEYS)
-        known = places < stop
-        blocks = tl.load(table_ptr + places // BLOCK_SIZE, known, 0).to(tl.int64)
-        slots = (blocks * BLOCK_SIZE + places % BLOCK_SIZE) * num_kv_heads + kv_head
-        there = known[:, None] & (dims[None, :] < HEAD_DIM)
-        k = tl.load(k_ptr + slots[:, None] * HEAD_DIM + dims[None, :], there, 0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-        visible = known[None, :] & (places[None, :] <= own_places[:, None])
-        scores = tl.where(visible, scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        weights = tl.exp(scores - new_top[:, None])
-        kept = tl.exp(top - new_top)
-        v = tl.load(v_ptr + slots[:, None] * HEAD_DIM + dims[None, :], there, 0.0)
-        mean = mean * kept[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
-        total = total * kept + tl.sum(weights, 1)
-        top = new_top
-    return mean / tl.where(total > 0.0, total, 1.0)[:, None], top, total
+    """Queries q [ROWS, DIM] have seen one tile of keys and values [KEYS, DIM] more: the weighted
+    sum of the values, the greatest score, and the sum of the weights. They see keys before `stop`
+    that lie no later than own_places [ROWS]."""
+    places = begin + tl.arange(0, KEYS)
+    visible = (places < stop)[None, :] & (places[None, :] <= own_places[:, None])
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    scores = tl.where(visible, scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, 1))
+    weights = tl.exp(scores - new_top[:, None])
+    kept = tl.exp(top - new_top)
+    mean = mean * kept[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+    return mean, new_top, total * kept + tl.sum(weights, 1)
 
 
 @triton.jit
@@ -131,70 +136,75 @@ def _decode_kernel(
     GROUP: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
     ROTATES: tl.constexpr, HAS_CLIP: tl.constexpr, QUANTIZED: tl.constexpr, ROW: tl.constexpr,
-    SHARED: tl.constexpr, NEAR: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
+    SHARED: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """All query heads of one key head, over one part of a sequence's keys: the weighted mean of
     the part's values and the logarithm of its sum of weights. The last of the parts to end merges
     all, in the order of keys. If it ROTATES, q are rows of qkv, and the part with the sequence's
-    last key, which is the query's own, writes that into the cache and does not read it there. Who
-    ends a token's row, if it is to be QUANTIZED, does that; the row is SHARED by several key heads'
-    programs. The first NEAR keys and values of a part are on their way before the kernel ahead has
-    ended."""
-    if NEAR == 0:
+    last key, which is the query's own, writes that into the cache and does not read it there; all
+    others no kernel of the step writes, and the first of them are on their way before the kernel
+    ahead has ended. Who ends a token's row, if it is to be QUANTIZED, does that; the row is SHARED
+    by several key heads' programs."""
+    if not ROTATES:
         after_previous(EARLY)
     sequence, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     length = tl.load(lens_ptr + sequence)
+    token = tl.load(starts_ptr + sequence).to(tl.int64)
     part = tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS
     start, stop = split * part, tl.minimum(length, (split + 1) * part)
-    if NEAR > 0:
-        if EARLY:
-            places = start + tl.arange(0, NEAR)
-            is_near = (places < stop) & (places < length - 1)
-            blocks = tl.load(
-                tables_ptr + sequence * table_stride + places // BLOCK_SIZE, is_near, 0
-            ).to(tl.int64)  # fmt: skip
-            slots = (blocks * BLOCK_SIZE + places % BLOCK_SIZE) * num_kv_heads + kv_head
-            row_bytes: tl.constexpr = HEAD_DIM * k_ptr.dtype.element_ty.primitive_bitwidth // 8
-            sizes = tl.full([NEAR], row_bytes, tl.int32)
-            bring_near(k_ptr + slots * HEAD_DIM, sizes, is_near)
-            bring_near(v_ptr + slots * HEAD_DIM, sizes, is_near)
+    has_own = ROTATES and stop == length
+    if has_own:
+        stop -= 1
+    table_ptr = tables_ptr + sequence * table_stride
+    slots = _slots(table_ptr, start, stop, kv_head, num_kv_heads, KEYS, BLOCK_SIZE)
+    k = _tile(k_ptr, slots, start, stop, KEYS, HEAD_DIM, DIM)
+    v = _tile(v_ptr, slots, start, stop, KEYS, HEAD_DIM, DIM)
+    if ROTATES:
         after_previous(EARLY)
     if start >= length:
         return
     rows, dims = tl.arange(0, ROWS), tl.arange(0, DIM)
     heads = kv_head * GROUP + rows
     wanted = (rows[:, None] < GROUP) & (dims[None, :] < HEAD_DIM)
-    token = tl.load(starts_ptr + sequence).to(tl.int64)
     q_at = q_ptr + token * q_stride + heads[:, None] * HEAD_DIM
     mean, top, total = _nothing(ROWS, DIM)
     if ROTATES:
         rotary_at = rotary_ptr + token * 2 * HEAD_DIM
         q = _rotated(q_at, rotary_at, dims[None, :], wanted, clip, HEAD_DIM, HAS_CLIP)
-        if stop == length:
-            stop -= 1
+        if has_own:
             inside = dims < HEAD_DIM
             k_at = q_ptr + token * q_stride + (num_kv_heads * GROUP + kv_head) * HEAD_DIM
-            k = _rotated(k_at, rotary_at, dims, inside, clip, HEAD_DIM, HAS_CLIP)
-            v = _clipped(k_at + num_kv_heads * HEAD_DIM + dims, inside, clip, HAS_CLIP)
-            k, v = k.to(k_ptr.dtype.element_ty), v.to(v_ptr.dtype.element_ty)
+            own_k = _rotated(k_at, rotary_at, dims, inside, clip, HEAD_DIM, HAS_CLIP)
+            own_v = _clipped(k_at + num_kv_heads * HEAD_DIM + dims, inside, clip, HAS_CLIP)
+            own_k, own_v = own_k.to(k_ptr.dtype.element_ty), own_v.to(v_ptr.dtype.element_ty)
             slot = (tl.load(slots_ptr + token) * num_kv_heads + kv_head) * HEAD_DIM
-            tl.store(k_ptr + slot + dims, k, inside)
-            tl.store(v_ptr + slot + dims, v, inside)
-            top = tl.sum(q.to(tl.float32) * k.to(tl.float32)[None, :], 1) * scale
+            tl.store(k_ptr + slot + dims, own_k, inside)
+            tl.store(v_ptr + slot + dims, own_v, inside)
+            top = tl.sum(q.to(tl.float32) * own_k.to(tl.float32)[None, :], 1) * scale
             total += 1.0
-            mean += v.to(tl.float32)[None, :]
+            mean += own_v.to(tl.float32)[None, :]
     else:
         q = tl.load(q_at + dims[None, :], wanted, 0.0)
-    mean, top, total = _attend(
-        q, tl.full([ROWS], length, tl.int32), k_ptr, v_ptr, tables_ptr + sequence * table_stride,
-        kv_head, num_kv_heads, start, stop, scale, mean, top, total,
-        HEAD_DIM, DIM, BLOCK_SIZE, KEYS, PRECISION,
+    own_places = tl.full([ROWS], length, tl.int32)
+    mean, top, total = _see(
+        q, k, v, own_places, start, stop, scale, mean, top, total, KEYS, PRECISION
     )  # fmt: skip
+    slots = _slots(table_ptr, start + KEYS, stop, kv_head, num_kv_heads, KEYS, BLOCK_SIZE)
+    for begin in range(start + KEYS, stop, KEYS):
+        k = _tile(k_ptr, slots, begin, stop, KEYS, HEAD_DIM, DIM)
+        v = _tile(v_ptr, slots, begin, stop, KEYS, HEAD_DIM, DIM)
+        slots = _slots(
+            table_ptr, begin + KEYS, stop, kv_head, num_kv_heads, KEYS, BLOCK_SIZE
+        )  # fmt: skip
+        mean, top, total = _see(
+            q, k, v, own_places, begin, stop, scale, mean, top, total, KEYS, PRECISION
+        )  # fmt: skip
+    mean /= tl.where(total > 0.0, total, 1.0)[:, None]
     num_heads = num_kv_heads * GROUP
     out_at = out_ptr + (token * num_heads + heads[:, None]) * HEAD_DIM + dims[None, :]
     num_parts = tl.cdiv(length, part)
     row_counter = counters_ptr + tl.num_programs(0) * num_kv_heads + sequence
-    if num_parts == 1:
+    if SPLITS == 1 or num_parts == 1:
         tl.store(out_at, mean, wanted)
         if QUANTIZED:
             _quantize_row(
@@ -257,11 +267,16 @@ def _chunk_kernel(
     q = tl.load(q_ptr + q_at, wanted, 0.0)
     stop = tl.minimum(length, length - num_queries + (tile + 1) * QUERIES)
     mean, top, total = _nothing(QUERIES, DIM)
-    mean, _, _ = _attend(
-        q, length - num_queries + queries, k_ptr, v_ptr, tables_ptr + sequence * table_stride,
-        kv_head, num_kv_heads, 0, stop, scale, mean, top, total,
-        HEAD_DIM, DIM, BLOCK_SIZE, KEYS, PRECISION,
-    )  # fmt: skip
+    table_ptr = tables_ptr + sequence * table_stride
+    for begin in range(0, stop, KEYS):
+        slots = _slots(table_ptr, begin, stop, kv_head, num_kv_heads, KEYS, BLOCK_SIZE)
+        k = _tile(k_ptr, slots, begin, stop, KEYS, HEAD_DIM, DIM)
+        v = _tile(v_ptr, slots, begin, stop, KEYS, HEAD_DIM, DIM)
+        mean, top, total = _see(
+            q, k, v, length - num_queries + queries, begin, stop, scale, mean, top, total,
+            KEYS, PRECISION,
+        )  # fmt: skip
+    mean /= tl.where(total > 0.0, total, 1.0)[:, None]
     out_at = (tokens * num_heads + head) * HEAD_DIM
     tl.store(out_ptr + out_at[:, None] + dims[None, :], mean, wanted)
 
@@ -418,15 +433,16 @@ def _decode(
     most_keys = batch.block_tables.shape[1] * block_size
     least = _MIXED_SPLITS if batch.num_chunks else 1
     heads = batch.num_decodes * num_kv_heads
-    wanted = max(least, (_MORE_PROGRAMS if heads <= _FEW_HEADS else _PROGRAMS) // heads)
+    wanted = max(least, _PROGRAMS // heads)
     possible = int(triton.next_power_of_2(triton.cdiv(most_keys, _DECODE_KEYS)))
     splits = min(_MAX_SPLITS, possible, 1 << (wanted.bit_length() - 1))
+    is_cut, is_cut_small = splits > 1, splits > _FEW_SPLITS
+    keys = 2 * _DECODE_KEYS if is_cut and not is_cut_small else _DECODE_KEYS
     shape = (batch.num_decodes, num_heads, splits)
     parts = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
     lse = torch.empty(shape, dtype=torch.float32, device=q.device)
     dim, group = int(triton.next_power_of_2(head_dim)), num_heads // num_kv_heads
     counts = counters(q.device, batch.num_decodes * (num_kv_heads + 1))
-    row_bytes = head_dim * k_cache.element_size()
     values, scales = (out, out) if quantized is None else (quantized.values, quantized.scales)
     _decode_kernel[(batch.num_decodes, num_kv_heads, splits)](
         q, q if rotation is None else rotation.rotary, batch.slot_mapping,
@@ -435,12 +451,13 @@ def _decode(
         parts, lse, counts, out, values, scales,
         scale, q.stride(0), batch.block_tables.stride(0), num_kv_heads,
         GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), HEAD_DIM=head_dim,
-        DIM=max(16, dim), BLOCK_SIZE=block_size, KEYS=_DECODE_KEYS, SPLITS=splits,
+        DIM=max(16, dim), BLOCK_SIZE=block_size, KEYS=keys, SPLITS=splits,
         ROTATES=rotation is not None,
         HAS_CLIP=rotation is not None and rotation.clip is not None,
         QUANTIZED=quantized is not None, ROW=triton.next_power_of_2(num_heads * head_dim),
-        SHARED=num_kv_heads > 1, NEAR=_NEAR if rotation is not None and row_bytes % 16 == 0 else 0,
-        PRECISION=_precision(q), num_warps=8, num_stages=3, **early_launch(q),
+        SHARED=num_kv_heads > 1, PRECISION=_precision(q), num_warps=8,
+        num_stages=1 if is_cut_small else 2 if is_cut else 3,
+        **early_launch(q),
     )  # fmt: skip
 
 

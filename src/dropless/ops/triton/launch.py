@@ -24,19 +24,6 @@ def after_previous(EARLY: tl.constexpr):
 
 
 @triton.jit
-def bring_near(at, num_bytes, wanted):
-    """Lets the second cache fetch `num_bytes` from each address on, of those that are wanted; both
-    multiples of 16. Before `after_previous`, so that memory does not rest meanwhile: only of what
-    no kernel of the step writes."""
-    tl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.ne.s32 p, $2, 0;"
-        " @p cp.async.bulk.prefetch.L2.global [$1], $3; mov.u32 $0, 0; }",
-        "=r,l,r,r", [at.to(tl.int64), wanted.to(tl.int32), num_bytes],
-        dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-@triton.jit
 def arrives_last(counter_ptr, count):
     """Whether this program is the last of `count` that share a counter: then it sees all that the
     others have stored before, if it reads past the first cache (".cg"), and the counter is zero
