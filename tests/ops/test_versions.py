@@ -18,6 +18,7 @@ from dropless.ops.linear import linear
 from dropless.ops.moe import (
     ExpertOutputs,
     Grouping,
+    Routed,
     combine,
     fused_experts,
     route,
@@ -404,10 +405,13 @@ CASES = [
     route_case(40, 8, 2, 2.0),
     route_case(3, 16, 4, 1.0, hidden=6144),
     route_case(150, 16, 4, 1.0, hidden=3000),
+    route_case(5, 64, 6, 1.0),
     norm_route_case(1, 96, fp8=True),
     norm_route_case(1, 48, width=40, fp8=True, centred=False),
     norm_route_case(3, 3000, fp8=True, norm_p=2.0),
     norm_route_case(3, 45, width=40),
+    norm_route_case(16, 1100, norm_p=3.0),
+    norm_route_case(32, 6144, fp8=True),
     norm_route_case(17, 96, here=4, fp8=True, norm_p=None),
     norm_route_case(128, 96, width=40),
     norm_route_case(150, 96, fp8=True),
@@ -455,3 +459,28 @@ def test_a_version_is_its_reference(case: Case, device: str, dtype: torch.dtype)
             error = (got.float() - wanted).nan_to_num().norm() / wanted.nan_to_num().norm()
             allowed = TOLERANCE_FP8 if case.fp8 else TOLERANCE
             assert error <= allowed[dtype], f"{version}: {error:.2e}"
+
+
+@pytest.mark.parametrize("tokens", [3, 32, 150])
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_token_of_nan_is_routed_and_changes_no_other(device: str, tokens: int) -> None:
+    generator = torch.Generator().manual_seed(tokens)
+    make = Maker(torch.bfloat16, torch.bfloat16, torch.device(device), generator)
+    x, before = make.normal(tokens, 96), make.normal(tokens, 96)
+    weight, router = make.normal(96), make.normal(16, 96)
+    down = make.normal(16, 96, 2080)
+
+    def routed(x: Tensor) -> tuple[Routed, Tensor]:
+        return norm_route(x, before, weight, 1e-5, router, 4, 1.0, down, centred=True)
+
+    expected, expected_stream = routed(x)
+    x[1, 5] = torch.nan
+    got, stream = routed(x)
+    others = torch.arange(tokens, device=device) != 1
+    assert torch.equal(stream[others], expected_stream[others])
+    for name in ("x", "topk_weights", "topk_ids"):
+        assert torch.equal(getattr(got, name)[others], getattr(expected, name)[others])
+    assert got.topk_weights[1].isnan().all()
+    assert len(set(got.topk_ids[1].tolist()) & set(range(16))) == 4
+    if got.grouping is not None:
+        assert_groups(got.grouping, got.topk_ids)

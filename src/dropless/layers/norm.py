@@ -44,8 +44,7 @@ class ResidualNorm:
         """The norm and the stream, both [num_tokens, size]."""
         if self._sums_with_norm(residual):
             assert residual is not None  # else there is no sum
-            part = combined(x)
-            return self._group.all_reduce_norm(self._norm, part, residual, self._weight, self._eps)
+            return self._group.all_reduce_norm(self._norm, x, residual, self._weight, self._eps)
         return self._own_norm(self._whole(x, residual), residual, self._weight, self._eps)
 
     def then(self, linear: Linear, x: Part, residual: Tensor | None) -> tuple[Tensor, Tensor]:

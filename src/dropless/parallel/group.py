@@ -23,7 +23,7 @@ from torch._C._distributed_c10d import (
 )
 
 from dropless.errors import EngineError, SettingsError
-from dropless.ops.moe import ExpertOutputs
+from dropless.ops.moe import ExpertOutputs, combined
 from dropless.ops.norm import layer_norm
 from dropless.ops.registry import Op
 
@@ -176,7 +176,12 @@ class Group:
         return self.one_shot is not None and self.one_shot.takes_rows(x)
 
     def all_reduce_norm(
-        self, norm: Norm, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+        self,
+        norm: Norm,
+        x: Tensor | ExpertOutputs,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float,
     ) -> tuple[Tensor, Tensor]:
         """`norm(all_reduce(x), residual, weight, eps)`, with `layer_norm` or `rms_norm`: in one
         kernel if it can be. May or may not change `x`.
@@ -184,10 +189,13 @@ class Group:
         Raises:
             PeersLostError: another rank is gone or did not come in time.
         """
-        if self.one_shot is None or self._is_alone or not self.one_shot.takes_rows(x):
-            return norm(self.all_reduce(x), residual, weight, eps)
-        x, residual = x.contiguous(), residual.contiguous()
-        return self.one_shot.all_reduce_norm(x, residual, weight, eps, centred=norm is layer_norm)
+        if self.one_shot is None or self._is_alone or not self.one_shot.takes_rows(residual):
+            return norm(self.all_reduce(combined(x)), residual, weight, eps)
+        if isinstance(x, Tensor) or x.places is not None:
+            x = combined(x).contiguous()
+        return self.one_shot.all_reduce_norm(
+            x, residual.contiguous(), weight, eps, centred=norm is layer_norm
+        )
 
     def all_gather(self, x: Tensor, dim: int = -1) -> Tensor:
         """Every rank's `x`, concatenated along `dim` in rank order.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Store
 
+from dropless.ops.moe import ExpertOutputs
 from dropless.ops.triton.all_reduce import (
     ARENA_BYTES,
     SLOT_BYTES,
@@ -61,9 +62,16 @@ class OneShot:
         return all_reduce_(x, self.ring)
 
     def all_reduce_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, centred: bool
+        self,
+        x: Tensor | ExpertOutputs,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float,
+        *,
+        centred: bool,
     ) -> tuple[Tensor, Tensor]:
-        """What `layer_norm` (`centred`) or `rms_norm` returns for `all_reduce(x)`. Contiguous."""
+        """What `layer_norm` (`centred`) or `rms_norm` returns for `all_reduce(x)`. Contiguous; what
+        experts made is in the order of pairs."""
         return all_reduce_norm(x, residual, weight, eps, self.ring, centred=centred)
 
     @property

@@ -28,7 +28,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dropless.ops.triton.launch import warps_of_row
+from dropless.ops.moe import ExpertOutputs
+from dropless.ops.triton.combine import weighted_sum
+from dropless.ops.triton.launch import after_previous, early_launch, warps_of_row
 from dropless.ops.triton.norm import norm_of
 
 SLOTS = 256
@@ -122,9 +124,11 @@ def _wait(count_ptr, goal, broken_ptr, patience):
 
 @triton.jit
 def _all_reduce_kernel(
-    x_ptr, numel, arenas, own, broken_ptr, patience, RANKS: tl.constexpr, BLOCK: tl.constexpr
-):
+    x_ptr, numel, arenas, own, broken_ptr, patience,
+    RANKS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
     """A piece of BLOCK elements a program, in place."""
+    after_previous(EARLY)
     offsets = tl.arange(0, BLOCK)
     at = tl.program_id(0) * BLOCK + offsets
     inside = at < numel
@@ -135,17 +139,28 @@ def _all_reduce_kernel(
 
 @triton.jit
 def _all_reduce_norm_kernel(
-    x_ptr, residual_ptr, weight_ptr, normed_ptr, summed_ptr, hidden, eps,
-    arenas, own, broken_ptr, patience,
-    RANKS: tl.constexpr, CENTRED: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, topk_weights_ptr, ids_ptr, residual_ptr, weight_ptr, normed_ptr, summed_ptr, hidden,
+    num_experts, eps, arenas, own, broken_ptr, patience,
+    RANKS: tl.constexpr, TOP_K: tl.constexpr, CENTRED: tl.constexpr, BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One token a program. What is read of our own is read before the wait."""
-    row = tl.program_id(0).to(tl.int64) * hidden
+    """One token a program. With TOP_K, x is what the token's experts made, in the order of pairs.
+    What is read of our own is read before the wait for others."""
+    token = tl.program_id(0)
+    row = token.to(tl.int64) * hidden
     columns = tl.arange(0, BLOCK)
     inside = columns < hidden
-    part = tl.load(x_ptr + row + columns, inside, 0.0)
-    residual = tl.load(residual_ptr + row + columns, inside, 0.0)
     weight = tl.load(weight_ptr + columns, inside, 0.0)
+    after_previous(EARLY)
+    residual = tl.load(residual_ptr + row + columns, inside, 0.0)
+    if TOP_K > 0:
+        part = weighted_sum(
+            x_ptr, x_ptr, topk_weights_ptr, ids_ptr, token, columns, inside, hidden, num_experts,
+            TOP_K, False,
+        )  # fmt: skip
+        part = part.to(x_ptr.dtype.element_ty)  # as between two kernels
+    else:
+        part = tl.load(x_ptr + row + columns, inside, 0.0)
     total = _sum_over_ranks(part, columns, inside, arenas, own, broken_ptr, patience, RANKS)
     # Rounded before the residual is added, as it is between two kernels.
     summed = (total.to(part.dtype).to(tl.float32) + residual.to(tl.float32)).to(part.dtype)
@@ -161,24 +176,35 @@ def all_reduce_(x: Tensor, ring: Ring) -> Tensor:
     block = block_bytes // x.element_size()
     _all_reduce_kernel[(triton.cdiv(x.numel(), block),)](
         x, x.numel(), ring.arenas, ring.own, ring.broken, ring.patience,
-        RANKS=len(ring.arenas), BLOCK=block, num_warps=8,
+        RANKS=len(ring.arenas), BLOCK=block, num_warps=8, **early_launch(x),
     )  # fmt: skip
     return x
 
 
 def all_reduce_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float, ring: Ring, *, centred: bool
+    x: Tensor | ExpertOutputs,
+    residual: Tensor,
+    weight: Tensor,
+    eps: float,
+    ring: Ring,
+    *,
+    centred: bool,
 ) -> tuple[Tensor, Tensor]:
     """`(normed, summed)` of the sum of every rank's x, and of residual, all [T, hidden] in x's
     dtype: what `all_reduce_` and then `layer_norm` (`centred`) or `rms_norm` give. Contiguous, at
-    most `SLOTS` tokens of at most `SLOT_BYTES`."""
-    num_tokens, hidden = x.shape
-    normed, summed = torch.empty_like(x), torch.empty_like(x)
+    most `SLOTS` tokens of at most `SLOT_BYTES`; what experts made is in the order of pairs."""
+    made, topk_weights, topk_ids, num_experts, top_k = x, x, x, 0, 0
+    if isinstance(x, ExpertOutputs):
+        assert x.places is None
+        made, topk_weights, topk_ids = x.made, x.topk_weights, x.topk_ids
+        num_experts, top_k = x.num_experts, topk_ids.shape[1]
+    num_tokens, hidden = residual.shape
+    normed, summed = torch.empty_like(residual), torch.empty_like(residual)
     block = triton.next_power_of_2(hidden)
     _all_reduce_norm_kernel[(num_tokens,)](
-        x, residual, weight, normed, summed, hidden, eps,
+        made, topk_weights, topk_ids, residual, weight, normed, summed, hidden, num_experts, eps,
         ring.arenas, ring.own, ring.broken, ring.patience,
-        RANKS=len(ring.arenas), CENTRED=centred, BLOCK=block,
-        num_warps=warps_of_row(block),
+        RANKS=len(ring.arenas), TOP_K=top_k, CENTRED=centred, BLOCK=block,
+        num_warps=warps_of_row(block), **early_launch(residual),
     )  # fmt: skip
     return normed, summed

@@ -18,16 +18,23 @@ def weighted_sum(
     made_ptr, places_ptr, topk_weights_ptr, ids_ptr, token, columns, inside, hidden, num_experts,
     TOP_K: tl.constexpr, PLACED: tl.constexpr,
 ):  # fmt: skip
-    """float32, of these columns of one token."""
-    total = tl.zeros(columns.shape, tl.float32)
+    """float32, of these columns of one token. Where the rows are is on its way for all choices
+    before the first row, and all rows before the first product."""
+    are_here, rows, weights = tl.tuple(()), tl.tuple(()), tl.tuple(())
     for choice in tl.static_range(TOP_K):
         pair = token * TOP_K + choice
         expert = tl.load(ids_ptr + pair)
-        is_here = (expert >= 0) & (expert < num_experts)
         row = tl.load(places_ptr + pair) if PLACED else pair
-        at = made_ptr + row.to(tl.int64) * hidden + columns
-        made = tl.load(at, inside & is_here, 0.0).to(tl.float32)
-        total += made * tl.load(topk_weights_ptr + pair).to(tl.float32)
+        are_here = are_here + ((expert >= 0) & (expert < num_experts),)  # noqa: RUF005
+        rows = rows + (row,)  # noqa: RUF005 (Triton unpacks nothing)
+        weights = weights + (tl.load(topk_weights_ptr + pair),)  # noqa: RUF005
+    parts = tl.tuple(())
+    for choice in tl.static_range(TOP_K):
+        at = made_ptr + rows[choice].to(tl.int64) * hidden + columns
+        parts = parts + (tl.load(at, inside & are_here[choice], 0.0),)  # noqa: RUF005
+    total = tl.zeros(columns.shape, tl.float32)
+    for choice in tl.static_range(TOP_K):
+        total += parts[choice].to(tl.float32) * weights[choice].to(tl.float32)
     return total
 
 

@@ -29,6 +29,71 @@ def to_fp8(x, scale):
     return (x.to(tl.float32) * tl.div_rn(1.0, scale)).to(tl.float8e4nv)
 
 
+# Of a few tokens a product without matrix units would be held by its instructions, not by memory:
+# so eight weights are multiplied as four pairs of float16. In that, products of 8-bit numbers are
+# exact, and sums of four lose less than matrix units do, which keep 14 bits in all. One factor is
+# divided by 64, or they could leave float16's range.
+
+
+@triton.jit
+def eight_halves(word):
+    """Eight e4m3 in an int64, divided by 64: pairs of float16 in four int32."""
+    return tl.inline_asm_elementwise(
+        """{ .reg .b32 low, high, by; .reg .b16 a, b, c, d;
+        mov.b64 {low, high}, $4; mov.b32 {a, b}, low; mov.b32 {c, d}, high;
+        mov.b32 by, 0x24002400;
+        cvt.rn.f16x2.e4m3x2 $0, a; mul.rn.f16x2 $0, $0, by;
+        cvt.rn.f16x2.e4m3x2 $1, b; mul.rn.f16x2 $1, $1, by;
+        cvt.rn.f16x2.e4m3x2 $2, c; mul.rn.f16x2 $2, $2, by;
+        cvt.rn.f16x2.e4m3x2 $3, d; mul.rn.f16x2 $3, $3, by; }""",
+        "=&r,=&r,=&r,=&r,l", [word],
+        dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _two_halves(first, second):
+    """The same of two float32, which are rounded to e4m3 first."""
+    return tl.inline_asm_elementwise(
+        """{ .reg .b32 by; .reg .b16 pair;
+        mov.b32 by, 0x24002400; cvt.rn.satfinite.e4m3x2.f32 pair, $2, $1;
+        cvt.rn.f16x2.e4m3x2 $0, pair; mul.rn.f16x2 $0, $0, by; }""",
+        "=&r,f,f", [first, second], dtype=tl.int32, is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def halves_of(row, scale, SIZE: tl.constexpr):
+    """`eight_halves` of the words of a row [SIZE], quantised: four int32 [SIZE / 8]."""
+    row = row.to(tl.float32) * tl.div_rn(1.0, scale)
+    even, odd = tl.split(tl.reshape(row, [SIZE // 8, 4, 2]))
+    even_04, even_26 = tl.split(tl.reshape(even, [SIZE // 8, 2, 2]))
+    odd_15, odd_37 = tl.split(tl.reshape(odd, [SIZE // 8, 2, 2]))
+    a, e = tl.split(even_04)
+    c, g = tl.split(even_26)
+    b, f = tl.split(odd_15)
+    d, h = tl.split(odd_37)
+    return _two_halves(a, b), _two_halves(c, d), _two_halves(e, f), _two_halves(g, h)
+
+
+@triton.jit
+def times_eight(word, first, second, third, fourth):
+    """The sum of products, float32 and divided by 64, of eight e4m3 in an int64 with what
+    `eight_halves` made of others."""
+    return tl.inline_asm_elementwise(
+        """{ .reg .b32 low, high, factors, sums; .reg .b16 a, b, c, d; .reg .f16 e, f;
+        .reg .f32 g, h;
+        mov.b64 {low, high}, $1; mov.b32 {a, b}, low; mov.b32 {c, d}, high;
+        cvt.rn.f16x2.e4m3x2 factors, a; mul.rn.f16x2 sums, factors, $2;
+        cvt.rn.f16x2.e4m3x2 factors, b; fma.rn.f16x2 sums, factors, $3, sums;
+        cvt.rn.f16x2.e4m3x2 factors, c; fma.rn.f16x2 sums, factors, $4, sums;
+        cvt.rn.f16x2.e4m3x2 factors, d; fma.rn.f16x2 sums, factors, $5, sums;
+        mov.b32 {e, f}, sums; cvt.f32.f16 g, e; cvt.f32.f16 h, f; add.f32 $0, g, h; }""",
+        "=f,l,r,r,r,r", [word, first, second, third, fourth],
+        dtype=tl.float32, is_pure=True, pack=1,
+    )  # fmt: skip
+
+
 @triton.jit
 def _quantize_kernel(x_ptr, values_ptr, scales_ptr, size, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     after_previous(EARLY)
@@ -95,3 +160,8 @@ def parts(weight: Tensor | Fp8Tensor) -> tuple[Tensor, Tensor]:
 def is_aligned(weight: Tensor | Fp8Tensor) -> bool:
     """Whether matrix units take it without copies: rows of whole 16 bytes on both sides."""
     return all(size % 16 == 0 for size in weight.shape[-2:])
+
+
+def has_whole_words(weight: Tensor | Fp8Tensor) -> bool:
+    """Whether each output's weights, if they have 8 bits, are words of eight."""
+    return isinstance(weight, Tensor) or weight.shape[-1] % 8 == 0

@@ -75,18 +75,42 @@ def _group_kernel(
 
 
 @triton.jit
-def group_in_one(
-    ids_ptr, pairs_ptr, places_ptr, offsets_ptr, num_pairs, num_experts,
-    PAIRS: tl.constexpr, EXPERTS: tl.constexpr,
+def group_choices(
+    ranks, num_tokens, pairs_ptr, places_ptr, offsets_ptr,
+    TOP_K: tl.constexpr, TOKENS: tl.constexpr, EXPERTS: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """All pairs by one program, at the end of the kernel whose programs have chosen."""
-    experts = tl.arange(0, EXPERTS)
-    chosen = _choices(ids_ptr, 0, num_pairs, num_experts, PAIRS, EXPERTS)
-    counts = tl.sum(chosen, 0)
-    starts = tl.cumsum(counts, 0) - counts
-    _store_places(chosen, 0, starts, pairs_ptr, places_ptr, PAIRS)
-    tl.store(offsets_ptr + experts, starts)
-    tl.store(offsets_ptr + EXPERTS, tl.sum(counts, 0))
+    """Stores the grouping of all pairs by GROUPS experts, known from the ranks [TOKENS, EXPERTS] of
+    the experts of every token, at most 32. An expert's tokens are the bits of one number."""
+    tokens, experts = tl.arange(0, TOKENS)[:, None], tl.arange(0, EXPERTS)[None, :]
+    chosen = (ranks < TOP_K) & (tokens < num_tokens)
+    bits = tl.sum(chosen.to(tl.uint32) << tokens.to(tl.uint32), 0)
+    bits = tl.broadcast_to(bits[None, :], ranks.shape)
+    counts = _number_of_ones(bits)
+    starts = tl.cumsum(counts, 1) - counts
+    earlier = (tl.full(tokens.shape, 1, tl.uint32) << tokens.to(tl.uint32)) - 1
+    places = starts + _number_of_ones(bits & earlier)
+    pairs = tokens * TOP_K + ranks
+    scatter(pairs_ptr + places, pairs, chosen)
+    scatter(places_ptr + pairs, places, chosen)
+    offsets_at = offsets_ptr + tl.broadcast_to(experts, ranks.shape)
+    scatter(offsets_at, starts, (experts < GROUPS) & (tokens == 0))
+    tl.store(offsets_ptr + GROUPS, num_tokens * TOP_K)
+
+
+@triton.jit
+def scatter(at, values, wanted):
+    """Stores [rows, columns] whose columns are side by side in a warp. Where addresses have no
+    order Triton wants the first axis there, and would move all through shared memory."""
+    tl.store(tl.trans(at), tl.trans(values), tl.trans(wanted))
+
+
+@triton.jit
+def _number_of_ones(bits):
+    """Of a uint32, as int32. LLVM knows the form and makes one instruction of it."""
+    bits = bits - ((bits >> 1) & 0x55555555)
+    bits = (bits & 0x33333333) + ((bits >> 2) & 0x33333333)
+    bits = (bits + (bits >> 4)) & 0x0F0F0F0F
+    return ((bits * 0x01010101) >> 24).to(tl.int32)
 
 
 @triton.jit
@@ -103,11 +127,9 @@ def _store_places(chosen, first_pair, before, pairs_ptr, places_ptr, PAIRS: tl.c
 def _choices(
     ids_ptr, first_pair, num_pairs, num_experts, PAIRS: tl.constexpr, EXPERTS: tl.constexpr
 ):
-    """[PAIRS, EXPERTS] int32: 1 where a pair is for the expert. Another program may have written
-    the ids just before."""
+    """[PAIRS, EXPERTS] int32: 1 where a pair is for the expert."""
     pairs = first_pair + tl.arange(0, PAIRS)
-    ids = tl.load(ids_ptr + pairs, pairs < num_pairs, num_experts, cache_modifier=".cg")
-    ids = ids.to(tl.int32)
+    ids = tl.load(ids_ptr + pairs, pairs < num_pairs, num_experts).to(tl.int32)
     known = (ids >= 0) & (ids < num_experts)
     return (known[:, None] & (ids[:, None] == tl.arange(0, EXPERTS)[None, :])).to(tl.int32)
 

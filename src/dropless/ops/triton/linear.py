@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,48 +12,78 @@ from torch import Tensor
 
 from dropless.ops.fp8 import Fp8Tensor
 from dropless.ops.linear import linear
-from dropless.ops.triton.fp8 import Tokens, is_aligned, parts, scale_of, to_fp8
+from dropless.ops.moe import ExpertOutputs
+from dropless.ops.triton.combine import weighted_sum
+from dropless.ops.triton.fp8 import (
+    Tokens,
+    halves_of,
+    has_whole_words,
+    is_aligned,
+    parts,
+    scale_of,
+    times_eight,
+)
 from dropless.ops.triton.launch import after_previous, arrives_last, counters, early_launch
-from dropless.ops.triton.norm import norm_of
+from dropless.ops.triton.norm import NormBefore, norm_of
 from dropless.ops.triton.tiles import Tile, fixed_tile, tile_for
 
 MAX_TILE_TOKENS = 256
-_VECTOR_BYTES = 1 << 15  # of a weight, which a program holds at once
+_VECTOR_WEIGHTS = 1 << 16  # which a program holds at once
+_PLAIN_VECTOR_WEIGHTS = 1 << 14  # of one that does little with them: in 16 bits, without a norm
 _VECTOR_INPUTS = 1 << 15  # of one output, beyond which its registers do not suffice
-_NORMING_PROGRAMS = 4 * 132  # beyond, a norm in each takes more time than a kernel for it
+_NORMING_PROGRAMS = 2 * 132  # beyond, a norm in each takes more time than a kernel for it
 
 
 @triton.jit
 def _vector_kernel(
-    x_ptr, residual_ptr, norm_weight_ptr, summed_ptr, eps,
-    weight_ptr, scales_ptr, bias_ptr, out_ptr, size, num_outputs,
-    SIZE: tl.constexpr, COLUMNS: tl.constexpr, NORMED: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    CENTRED: tl.constexpr, SCALED: tl.constexpr, HAS_BIAS: tl.constexpr, EARLY: tl.constexpr,
+    x_ptr, topk_weights_ptr, ids_ptr, residual_ptr, norm_weight_ptr, summed_ptr, eps,
+    weight_ptr, scales_ptr, bias_ptr, out_ptr, size, num_outputs, num_experts,
+    SIZE: tl.constexpr, COLUMNS: tl.constexpr, TOP_K: tl.constexpr, NORMED: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, CENTRED: tl.constexpr, SCALED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
-    """COLUMNS outputs of one token. The weights are on their way before the kernel that makes x has
-    ended. If NORMED, every program makes the norm of x and the residual for itself."""
+    """COLUMNS outputs of one token. The weights, if SCALED eight in a word, are on their way before
+    the kernel that makes x has ended. If NORMED, every program makes the norm of x and the residual
+    for itself; with TOP_K, x is what the token's experts made."""
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     depth = tl.arange(0, SIZE)
     inside = columns < num_outputs
-    there = inside[:, None] & (depth[None, :] < size)
-    w = tl.load(weight_ptr + columns[:, None].to(tl.int64) * size + depth[None, :], there, 0.0)
+    rows = columns[:, None].to(tl.int64)
+    if SCALED:
+        words = tl.arange(0, SIZE // 8)[None, :]
+        at = weight_ptr.to(tl.pointer_type(tl.int64)) + rows * (size // 8) + words
+        w = tl.load(at, inside[:, None] & (words < size // 8), 0)
+        scales = tl.load(scales_ptr + columns, inside, 0.0)
+    else:
+        there = inside[:, None] & (depth[None, :] < size)
+        w = tl.load(weight_ptr + rows * size + depth[None, :], there, 0.0)
     if NORMED:
         norm_weight = tl.load(norm_weight_ptr + depth, depth < size, 0.0)
     after_previous(EARLY)
-    x = tl.load(x_ptr + depth, depth < size, 0.0)
+    if HAS_RESIDUAL:
+        residual = tl.load(residual_ptr + depth, depth < size, 0.0)
+    if TOP_K > 0:
+        x = weighted_sum(
+            x_ptr, x_ptr, topk_weights_ptr, ids_ptr, 0, depth, depth < size, size, num_experts,
+            TOP_K, False,
+        )  # fmt: skip
+        x = x.to(x_ptr.dtype.element_ty)  # as between two kernels
+    else:
+        x = tl.load(x_ptr + depth, depth < size, 0.0)
     if NORMED:
         if HAS_RESIDUAL:
-            residual = tl.load(residual_ptr + depth, depth < size, 0.0)
             x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
+        if HAS_RESIDUAL or TOP_K > 0:
             tl.store(summed_ptr + depth, x, (depth < size) & (tl.program_id(0) == 0))
         wide = x.to(tl.float32)
         x = norm_of(wide, norm_weight, depth < size, size, eps, CENTRED).to(x.dtype)
     if SCALED:
         scale = scale_of(x, 0)
-        x = to_fp8(x, scale)
-    out = tl.sum(w.to(tl.float32) * x.to(tl.float32)[None, :], 1)
-    if SCALED:
-        out *= tl.load(scales_ptr + columns, inside, 0.0) * scale
+        a, b, c, d = halves_of(x, scale, SIZE)
+        out = tl.sum(times_eight(w, a[None, :], b[None, :], c[None, :], d[None, :]), 1)
+        out *= scales * scale * 64.0
+    else:
+        out = tl.sum(w.to(tl.float32) * x.to(tl.float32)[None, :], 1)
     if HAS_BIAS:
         out += tl.load(bias_ptr + columns, inside, 0.0).to(tl.float32)
     tl.store(out_ptr + columns, out, inside)
@@ -111,7 +140,7 @@ def linear_cuda(x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None = Non
     if x.dtype == torch.float32 and isinstance(weight, Tensor):
         return F.linear(x, weight, bias)
     x = x.contiguous()
-    if len(x) == 1 and weight.shape[1] <= _VECTOR_INPUTS:
+    if len(x) == 1 and weight.shape[1] <= _VECTOR_INPUTS and has_whole_words(weight):
         return linear_by_vector(x, weight, bias)[0]
     return linear_of(x, weight, bias)
 
@@ -147,50 +176,52 @@ def linear_by_library(
     )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class NormBefore:
-    """A norm that a product makes of its input, see `norm_linear`."""
-
-    residual: Tensor | None
-    weight: Tensor
-    eps: float
-    centred: bool
-
-
 def linear_by_vector(
-    x: Tensor, weight: Tensor | Fp8Tensor, bias: Tensor | None, norm: NormBefore | None = None
+    x: Tensor | ExpertOutputs,
+    weight: Tensor | Fp8Tensor,
+    bias: Tensor | None,
+    norm: NormBefore | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`linear` of one token, without matrix units, and the stream; without a norm that is x. (Two
-    in one program: measured, no faster than tiles where rows are not of 8192.)"""
+    """`linear` of one token, without matrix units, and the stream; without a norm that is x. What
+    experts made is in the order of pairs, and normed. (Two tokens in one program: measured, no
+    faster than tiles where rows are not of 8192.)"""
     num_outputs, size = weight.shape
-    out = x.new_empty(1, num_outputs)
+    made, topk_weights, topk_ids, num_experts, top_k = x, x, x, 0, 0
+    if isinstance(x, ExpertOutputs):
+        assert x.places is None
+        assert norm is not None
+        made, topk_weights, topk_ids = x.made, x.topk_weights, x.topk_ids
+        num_experts, top_k = x.num_experts, topk_ids.shape[1]
+    assert isinstance(made, Tensor)
+    out = made.new_empty(1, num_outputs)
     residual = None if norm is None else norm.residual
-    stream = x if residual is None else torch.empty_like(x)
+    is_new = residual is not None or top_k > 0
+    stream = made.new_empty(1, size) if is_new else made
     values, scales = parts(weight)
-    columns = _vector_columns(weight)
+    is_plain = isinstance(weight, Tensor) and norm is None
+    columns = _vector_columns(weight, _PLAIN_VECTOR_WEIGHTS if is_plain else _VECTOR_WEIGHTS)
     _vector_kernel[(triton.cdiv(num_outputs, columns),)](
-        x, x if residual is None else residual, x if norm is None else norm.weight, stream,
-        0.0 if norm is None else norm.eps,
-        values, scales, x if bias is None else bias, out, size, num_outputs,
-        SIZE=triton.next_power_of_2(size), COLUMNS=columns, NORMED=norm is not None,
+        made, topk_weights, topk_ids, made if residual is None else residual,
+        made if norm is None else norm.weight, stream, 0.0 if norm is None else norm.eps,
+        values, scales, made if bias is None else bias, out, size, num_outputs, num_experts,
+        SIZE=triton.next_power_of_2(size), COLUMNS=columns, TOP_K=top_k, NORMED=norm is not None,
         HAS_RESIDUAL=residual is not None, CENTRED=norm is not None and norm.centred,
-        SCALED=isinstance(weight, Fp8Tensor), HAS_BIAS=bias is not None, num_warps=8,
-        **early_launch(x),
+        SCALED=isinstance(weight, Fp8Tensor), HAS_BIAS=bias is not None,
+        num_warps=4 if is_plain else 8 * values.element_size(), **early_launch(made),
     )  # fmt: skip
     return out, stream
 
 
-def _vector_columns(weight: Tensor | Fp8Tensor) -> int:
-    """Outputs of one program."""
-    padded = int(triton.next_power_of_2(weight.shape[1]))
-    return max(1, _VECTOR_BYTES // (padded * parts(weight)[0].element_size()))
+def _vector_columns(weight: Tensor | Fp8Tensor, num_weights: int) -> int:
+    """Outputs of one program that holds so many weights."""
+    return max(1, num_weights // int(triton.next_power_of_2(weight.shape[1])))
 
 
 def takes_norm(weight: Tensor | Fp8Tensor) -> bool:
     """Whether so few programs multiply one token that each may make its norm."""
-    if weight.shape[1] > _VECTOR_INPUTS // 2:
+    if weight.shape[1] > _VECTOR_INPUTS // 2 or not has_whole_words(weight):
         return False
-    return weight.shape[0] <= _NORMING_PROGRAMS * _vector_columns(weight)
+    return weight.shape[0] <= _NORMING_PROGRAMS * _vector_columns(weight, _VECTOR_WEIGHTS)
 
 
 def linear_by_tiles(

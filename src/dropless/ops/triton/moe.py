@@ -119,19 +119,19 @@ def fused_experts_cuda(
 @unsummed_experts.register("cuda")
 def unsummed_experts_cuda(
     routed: Routed, gate_up: Tensor | Fp8Tensor, down: Tensor | Fp8Tensor
-) -> Tensor | ExpertOutputs:
+) -> ExpertOutputs:
     """One or a few tokens: no grouping. Up to a few hundred: tiles, each weight read once. Beyond:
     grouped products at the speed of the matrix units."""
     x, topk_ids = routed.x.contiguous(), routed.topk_ids.contiguous()
     topk_weights = routed.topk_weights.contiguous()
     num_pairs = topk_ids.numel()
+    known = routed.quantized
+    tokens = x if known is None else Tokens.known(known, x.dtype)
     if goes_by_pairs(down, num_pairs):
-        return experts_by_pairs(x, gate_up, down, topk_weights, topk_ids)
+        return experts_by_pairs(tokens, gate_up, down, topk_weights, topk_ids)
     grouping = routed.grouping or group_pairs(topk_ids, down.shape[0])
     if goes_by_tiles(down, x):
         tiles = _tile("gate_up", gate_up, num_pairs), _tile("down", down, num_pairs)
-        known = routed.quantized
-        tokens = x if known is None else Tokens.known(known, x.dtype)
         return _by_tiles(tokens, gate_up, down, topk_weights, topk_ids, grouping, *tiles)
     return _by_groups(x, gate_up, down, topk_weights, topk_ids, grouping)
 
@@ -155,7 +155,9 @@ def goes_by_pairs(down: Tensor | Fp8Tensor, num_pairs: int) -> bool:
     """Whether so few pairs are computed one by one."""
     if isinstance(down, Tensor):
         return num_pairs <= _PAIRS
-    return num_pairs <= _PAIRS // 2 and down.shape[2] <= _SHORT_WIDTH
+    hidden, width = down.shape[1:]
+    is_in_words = hidden % 8 == 0 and width % 8 == 0
+    return num_pairs <= _PAIRS // 2 and width <= _SHORT_WIDTH and is_in_words
 
 
 def goes_by_tiles(down: Tensor | Fp8Tensor, x: Tensor) -> bool:

@@ -23,10 +23,24 @@ from dropless.ops.triton.launch import after_previous, early_launch, warps_of_ro
 def norm_of(wide, weight, inside, hidden, eps, CENTRED: tl.constexpr):
     """The norm of one token's stream, of which `hidden` elements are `inside`, in float32: by its
     deviation if CENTRED, else by its root mean square."""
+    mean, scale = norm_statistics(wide, inside, hidden, eps, CENTRED)
+    return normed_by(wide, mean, scale, weight)
+
+
+@triton.jit
+def norm_statistics(wide, inside, hidden, eps, CENTRED: tl.constexpr):
+    """What the norm subtracts from each element of the stream, and what it multiplies by then."""
+    mean = 0.0
     if CENTRED:
-        wide = tl.where(inside, wide - tl.sum(wide, 0) / hidden, 0.0)
-    scale = tl.rsqrt(tl.sum(wide * wide, 0) / hidden + eps)
-    return wide * scale * weight.to(tl.float32)
+        mean = tl.sum(wide, 0) / hidden
+        wide = tl.where(inside, wide - mean, 0.0)
+    return mean, tl.rsqrt(tl.sum(wide * wide, 0) / hidden + eps)
+
+
+@triton.jit
+def normed_by(wide, mean, scale, weight):
+    """The norm of these elements, by the statistics of all."""
+    return (wide - mean) * scale * weight.to(tl.float32)
 
 
 @triton.jit
@@ -64,8 +78,20 @@ def _norm_kernel(
         tl.store(normed_ptr + at, normed, inside)
     if QUANTIZED:
         scale = scale_of(normed, 0)
-        tl.store(values_ptr + at, to_fp8(normed, scale), inside)
+        # Else Triton would take 16 elements a thread of x, too, half of what is side by side.
+        values_at = tl.max_contiguous(values_ptr + at, 8)
+        tl.store(values_at, to_fp8(normed, scale), inside)
         tl.store(scales_ptr + token, scale)
+
+
+@dataclass(frozen=True, slots=True)
+class NormBefore:
+    """A norm that the kernel of a product makes of its input first."""
+
+    residual: Tensor | None
+    weight: Tensor
+    eps: float
+    centred: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from dropless.ops.fp8 import Fp8Tensor
 from dropless.ops.moe import ExpertOutputs
 from dropless.ops.norm_linear import norm_linear, norm_then_linear
 from dropless.ops.triton.fp8 import Tokens
-from dropless.ops.triton.linear import NormBefore, linear_by_vector, linear_of, takes_norm
-from dropless.ops.triton.norm import norm_rows
+from dropless.ops.triton.linear import linear_by_vector, linear_of, takes_norm
+from dropless.ops.triton.norm import NormBefore, norm_rows
 
 
 @norm_linear.register("cuda")
@@ -25,9 +25,11 @@ def norm_linear_cuda(
     centred: bool,
 ) -> tuple[Tensor, Tensor]:
     is_one = x.shape[0] == 1
-    if is_one and isinstance(x, Tensor) and x.dtype != torch.float32 and takes_norm(weight):
+    in_order = isinstance(x, Tensor) or x.places is None
+    if is_one and in_order and norm_weight.dtype != torch.float32 and takes_norm(weight):
         norm = NormBefore(residual, norm_weight, eps, centred)
-        return linear_by_vector(x.contiguous(), weight, bias, norm)
+        whole = x.contiguous() if isinstance(x, Tensor) else x
+        return linear_by_vector(whole, weight, bias, norm)
     if isinstance(weight, Tensor) or is_one:  # one token is quantised by its product
         return norm_then_linear(x, residual, norm_weight, eps, weight, bias, centred=centred)
     made = norm_rows(x, residual, norm_weight, eps, centred=centred, rows=False, quantized=True)

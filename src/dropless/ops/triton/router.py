@@ -11,51 +11,79 @@ import triton.language as tl
 from torch import Tensor
 
 from dropless.ops.fp8 import Fp8Tensor
-from dropless.ops.moe import Routed, route
+from dropless.ops.moe import Grouping, Routed, route
 from dropless.ops.norm_route import norm_route
 from dropless.ops.triton.fp8 import scale_of, to_fp8
-from dropless.ops.triton.grouping import empty_grouping, group_in_one, padded
+from dropless.ops.triton.grouping import empty_grouping, group_choices, scatter
 from dropless.ops.triton.launch import after_previous, arrives_last, counters, early_launch
 from dropless.ops.triton.moe import goes_by_pairs, goes_by_tiles
-from dropless.ops.triton.norm import norm_of, norm_rows
+from dropless.ops.triton.norm import NormBefore, Normed, norm_rows, norm_statistics, normed_by
 
 # Up to here a program for each token, which reads all router weights, is faster than matrix units.
 _VECTOR_TOKENS = 128
-_NORMED_TOKENS = 32  # up to here such a program makes the norm, too
-_GROUPED_TOKENS = 32  # up to here the last of them groups all pairs
-_HELD, _NORM_HELD = (
-    5,
-    4,
-)  # steps whose weights fit into registers: 16 of the 128 of a thread for each
+_NORMED_TOKENS = 32  # up to here the norm before it and the router are one kernel
+_NORMED_WARPS = 8
+# It is compiled for so many tokens, which are sizes of `engine.warm_up`. For fewer, Triton would
+# spread the experts of one token over warps, which wait for one another.
+_ROOMS = (16, 32)
+_STEP_WEIGHTS = 16384  # of a step of a program that has a token for itself: 32 a thread
+_PART_WEIGHTS = 16384  # of a program that has a part of a token
+_HELD = 5  # steps whose weights fit into registers: 16 of the 128 of a thread for each
 _ROWS, _SPLITS = 16, 8  # tokens of a tile for the matrix units; parts of its inputs
+_COMPARED_EXPERTS = tl.constexpr(32)  # up to so many, a warp's, each is compared with each
+_LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit
 def _choose(
-    scores, rows, num_tokens, num_experts, weights_ptr, ids_ptr, norm_p,
-    TOP_K: tl.constexpr, CHOICES: tl.constexpr, EXPERTS: tl.constexpr, HAS_NORM: tl.constexpr,
+    scores, rows, num_tokens, num_experts, weights_ptr, ids_ptr,
+    TOP_K: tl.constexpr, EXPERTS: tl.constexpr, NORM_P: tl.constexpr,
 ):  # fmt: skip
-    """Stores the top of the softmax of scores [rows, EXPERTS] float32."""
-    experts, choices = tl.arange(0, EXPERTS), tl.arange(0, CHOICES)
-    scores = tl.where(experts[None, :] < num_experts, scores, float("-inf"))
+    """Stores the top of the softmax of scores [rows, EXPERTS] float32, divided by its p-norm unless
+    NORM_P is None. Gives the ranks of all experts from `_ranks`."""
+    experts = tl.arange(0, EXPERTS)[None, :]
+    scores = tl.where(experts < num_experts, scores, float("-inf"))
+    ranks = _ranks(scores, num_experts, TOP_K, EXPERTS)
     odds = tl.exp(scores - tl.max(scores, 1)[:, None])
-    left = odds / tl.sum(odds, 1)[:, None]
-    weights = tl.zeros([scores.shape[0], CHOICES], tl.float32)
-    ids = tl.zeros([scores.shape[0], CHOICES], tl.int64)
+    odds = odds / tl.sum(odds, 1)[:, None]
+    weights = tl.where(ranks < TOP_K, odds, 0.0)
+    if NORM_P is not None:
+        weights = weights / _length(weights, NORM_P)[:, None]
+    at = rows[:, None].to(tl.int64) * TOP_K + ranks
+    chosen = (rows[:, None] < num_tokens) & (ranks < TOP_K)
+    scatter(weights_ptr + at, weights, chosen)
+    scatter(ids_ptr + at, tl.broadcast_to(experts, ranks.shape).to(tl.int64), chosen)
+    return ranks
+
+
+@triton.jit
+def _ranks(scores, num_experts, TOP_K: tl.constexpr, EXPERTS: tl.constexpr):
+    """How many experts stand before each, for all that are chosen: int32 [rows, EXPERTS], TOP_K or
+    more for the others. Of equal experts the first stands first. A NaN is the lowest score, so that
+    each rank is one expert's whatever the scores are."""
+    experts = tl.arange(0, EXPERTS)[None, :]
+    left = tl.where(scores > _LOWEST, scores, _LOWEST)
+    left = tl.where(experts < num_experts, left, float("-inf"))
+    if EXPERTS <= _COMPARED_EXPERTS:
+        ranks = tl.zeros(scores.shape, tl.int32)
+        for expert in tl.static_range(EXPERTS):
+            other = tl.gather(left, tl.full(scores.shape, expert, tl.int32), 1)
+            ranks += ((other > left) | ((other == left) & (expert < experts))).to(tl.int32)
+        return ranks
+    ranks = tl.full(scores.shape, TOP_K, tl.int32)
     for choice in tl.static_range(TOP_K):
-        best, expert = tl.max(left, 1, return_indices=True)
-        is_it = choices[None, :] == choice
-        weights = tl.where(is_it, best[:, None], weights)
-        ids = tl.where(is_it, expert[:, None].to(tl.int64), ids)
-        left = tl.where(experts[None, :] == expert[:, None], -1.0, left)
-    if HAS_NORM:
-        # Of weights > 0; exp and log, for Triton has no power.
-        powers = tl.where(choices[None, :] < TOP_K, tl.exp(norm_p * tl.log(weights)), 0.0)
-        weights = weights / tl.exp(tl.log(tl.sum(powers, 1)) / norm_p)[:, None]
-    at = rows[:, None].to(tl.int64) * TOP_K + choices[None, :]
-    inside = (rows[:, None] < num_tokens) & (choices[None, :] < TOP_K)
-    tl.store(weights_ptr + at, weights, inside)
-    tl.store(ids_ptr + at, ids, inside)
+        is_it = experts == tl.argmax(left, 1)[:, None]
+        ranks = tl.where(is_it, choice, ranks)
+        left = tl.where(is_it, float("-inf"), left)
+    return ranks
+
+
+@triton.jit
+def _length(weights, NORM_P: tl.constexpr):
+    """The p-norm of each row of numbers >= 0; exp and log, for Triton has no power."""
+    if NORM_P == 1.0:
+        return tl.sum(weights, 1)
+    return tl.exp(tl.log(tl.sum(tl.exp(NORM_P * tl.log(weights)), 1)) / NORM_P)
 
 
 @triton.jit
@@ -101,8 +129,8 @@ def _scores(
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def _route_token_kernel(
-    x_ptr, router_ptr, weights_ptr, ids_ptr, num_tokens, hidden, num_experts, norm_p,
-    TOP_K: tl.constexpr, CHOICES: tl.constexpr, EXPERTS: tl.constexpr, HAS_NORM: tl.constexpr,
+    x_ptr, router_ptr, weights_ptr, ids_ptr, num_tokens, hidden, num_experts,
+    TOP_K: tl.constexpr, EXPERTS: tl.constexpr, NORM_P: tl.constexpr,
     STEPS: tl.constexpr, HELD: tl.constexpr, DEPTH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One token a program."""
@@ -116,64 +144,96 @@ def _route_token_kernel(
     )  # fmt: skip
     _choose(
         scores[None, :], token + tl.arange(0, 1), num_tokens, num_experts, weights_ptr, ids_ptr,
-        norm_p, TOP_K, CHOICES, EXPERTS, HAS_NORM,
+        TOP_K, EXPERTS, NORM_P,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
-def _norm_route_kernel(
+def _parts_kernel(
     x_ptr, residual_ptr, norm_weight_ptr, summed_ptr, normed_ptr, values_ptr, scales_ptr, eps,
-    pairs_ptr, places_ptr, offsets_ptr, counter_ptr, num_here,
-    router_ptr, weights_ptr, ids_ptr, num_tokens, hidden, num_experts, norm_p,
-    CENTRED: tl.constexpr, QUANTIZED: tl.constexpr, BLOCK: tl.constexpr, PAIRS: tl.constexpr,
-    HERE: tl.constexpr,
-    TOP_K: tl.constexpr, CHOICES: tl.constexpr, EXPERTS: tl.constexpr, HAS_NORM: tl.constexpr,
-    STEPS: tl.constexpr, HELD: tl.constexpr, DEPTH: tl.constexpr, EARLY: tl.constexpr,
+    router_ptr, sums_ptr, counter_ptr, weights_ptr, ids_ptr, pairs_ptr, places_ptr, offsets_ptr,
+    num_tokens, hidden, num_experts,
+    NORMS: tl.constexpr, CENTRED: tl.constexpr, QUANTIZED: tl.constexpr, GROUPS: tl.constexpr,
+    TOKENS: tl.constexpr, TOP_K: tl.constexpr, EXPERTS: tl.constexpr, NORM_P: tl.constexpr,
+    BLOCK: tl.constexpr, PARTS: tl.constexpr, DEPTH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One token a program: its norm, in 8 bits if QUANTIZED, and its experts. With PAIRS, the last
-    program to end groups the pairs of all tokens by the HERE experts, of which num_here exist."""
-    token = tl.program_id(0)
+    """A part of the inputs of one token's scores a program, which if it NORMS finds the statistics
+    for itself; then there is a program more for each token, which stores its norm. The last of the
+    parts of all tokens to end adds them up, chooses, and with GROUPS groups the pairs by so many
+    experts."""
+    token, part = tl.program_id(0), tl.program_id(1)
+    columns, depth = tl.arange(0, BLOCK), part * DEPTH + tl.arange(0, DEPTH)
     experts = tl.arange(0, EXPERTS)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < hidden
+    inside, there = columns < hidden, depth < hidden  # nothing is there after the last part
+    router = _router_part(router_ptr, experts, part, hidden, num_experts, DEPTH)
     row = token.to(tl.int64) * hidden
-    held = _held(router_ptr, experts, hidden, num_experts, HELD, DEPTH)
-    norm_weight = tl.load(norm_weight_ptr + columns, inside, 0.0)
+    if NORMS:
+        part_weight = tl.load(norm_weight_ptr + depth, there, 0.0)
+        norm_weight = tl.load(norm_weight_ptr + columns, inside & (part == PARTS), 0.0)
     after_previous(EARLY)
-    x = tl.load(x_ptr + row + columns, inside, 0.0)
-    residual = tl.load(residual_ptr + row + columns, inside, 0.0)
-    x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
-    tl.store(summed_ptr + row + columns, x, inside)
-    normed = norm_of(x.to(tl.float32), norm_weight, inside, hidden, eps, CENTRED).to(x.dtype)
-    tl.store(normed_ptr + row + columns, normed, inside)
-    tl.debug_barrier()  # other threads read it again, each its part of a step
-    scores = _scores(
-        normed_ptr + row, router_ptr, held, experts, hidden, num_experts,
-        STEPS, HELD, EXPERTS, DEPTH,
+    normed = tl.load(x_ptr + row + depth, there, 0.0)
+    if NORMS:
+        part_residual = tl.load(residual_ptr + row + depth, there, 0.0)
+        x = tl.load(x_ptr + row + columns, inside, 0.0)
+        residual = tl.load(residual_ptr + row + columns, inside, 0.0)
+        x = _stream(x, residual)
+        mean, scale = norm_statistics(x.to(tl.float32), inside, hidden, eps, CENTRED)
+        if part == PARTS:
+            tl.store(summed_ptr + row + columns, x, inside)
+            normed_row = normed_by(x.to(tl.float32), mean, scale, norm_weight).to(x.dtype)
+            tl.store(normed_ptr + row + columns, normed_row, inside)
+            if QUANTIZED:
+                fp8_scale = scale_of(normed_row, 0)
+                # Else Triton would take 16 elements a thread of x, too, half of what is side by
+                # side.
+                at = tl.max_contiguous(values_ptr + row + columns, 8)
+                tl.store(at, to_fp8(normed_row, fp8_scale), inside)
+                tl.store(scales_ptr + token, fp8_scale)
+            return
+        part_x = _stream(normed, part_residual).to(tl.float32)
+        normed = normed_by(part_x, mean, scale, part_weight).to(x.dtype)
+    sums = tl.sum(router.to(tl.float32) * normed.to(tl.float32)[None, :], 1)
+    tl.store(sums_ptr + (token * PARTS + part) * EXPERTS + experts, sums)
+    if not arrives_last(counter_ptr, num_tokens * PARTS):
+        return
+    tokens = tl.arange(0, TOKENS)
+    scores = _sum_of_parts(sums_ptr, tokens, num_tokens, TOKENS, PARTS, EXPERTS)
+    ranks = _choose(
+        scores.to(normed.dtype).to(tl.float32), tokens, num_tokens, num_experts, weights_ptr,
+        ids_ptr, TOP_K, EXPERTS, NORM_P,
     )  # fmt: skip
-    _choose(
-        scores[None, :], token + tl.arange(0, 1), num_tokens, num_experts, weights_ptr, ids_ptr,
-        norm_p, TOP_K, CHOICES, EXPERTS, HAS_NORM,
-    )  # fmt: skip
-    if QUANTIZED:  # read once more, so that it takes no registers meanwhile
-        normed = tl.load(normed_ptr + row + columns, inside, 0.0, cache_modifier=".cg")
-        scale = scale_of(normed, 0)
-        tl.store(values_ptr + row + columns, to_fp8(normed, scale), inside)
-        tl.store(scales_ptr + token, scale)
-    if PAIRS > 0:
-        is_last = arrives_last(counter_ptr, num_tokens)
-        if is_last:
-            group_in_one(
-                ids_ptr, pairs_ptr, places_ptr, offsets_ptr, num_tokens * TOP_K, num_here,
-                PAIRS, HERE,
-            )  # fmt: skip
+    if GROUPS > 0:
+        group_choices(
+            ranks, num_tokens, pairs_ptr, places_ptr, offsets_ptr, TOP_K, TOKENS, EXPERTS, GROUPS
+        )
+
+
+@triton.jit
+def _stream(x, residual):
+    """The residual stream with x in it, in x's type."""
+    return (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
+
+
+@triton.jit
+def _sum_of_parts(
+    sums_ptr, tokens, num_tokens,
+    TOKENS: tl.constexpr, PARTS: tl.constexpr, EXPERTS: tl.constexpr,
+):  # fmt: skip
+    """The scores [TOKENS, EXPERTS] float32 of all tokens, which other programs made in PARTS."""
+    at = sums_ptr + tokens[:, None] * PARTS * EXPERTS + tl.arange(0, EXPERTS)[None, :]
+    at = tl.multiple_of(at, (4, 4))  # bytes: a thread takes no two experts at once, as in `_ranks`
+    is_token = tokens[:, None] < num_tokens
+    scores = tl.zeros([TOKENS, EXPERTS], tl.float32)
+    for part in tl.static_range(PARTS):
+        scores += tl.load(at + part * EXPERTS, is_token, 0.0, cache_modifier=".cg")
+    return scores
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def _route_tile_kernel(
-    x_ptr, router_ptr, weights_ptr, ids_ptr, num_tokens, hidden, num_experts, norm_p,
+    x_ptr, router_ptr, weights_ptr, ids_ptr, num_tokens, hidden, num_experts,
     sums_ptr, counters_ptr,
-    TOP_K: tl.constexpr, CHOICES: tl.constexpr, EXPERTS: tl.constexpr, HAS_NORM: tl.constexpr,
+    TOP_K: tl.constexpr, EXPERTS: tl.constexpr, NORM_P: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -204,8 +264,7 @@ def _route_tile_kernel(
         scores += tl.load(sums_at + other * ROWS * EXPERTS, cache_modifier=".cg")
     scores = scores.to(x_ptr.dtype.element_ty).to(tl.float32)
     _choose(
-        scores, rows, num_tokens, num_experts, weights_ptr, ids_ptr, norm_p,
-        TOP_K, CHOICES, EXPERTS, HAS_NORM,
+        scores, rows, num_tokens, num_experts, weights_ptr, ids_ptr, TOP_K, EXPERTS, NORM_P
     )  # fmt: skip
 
 
@@ -217,6 +276,8 @@ def route_cuda(
     norm_p: float | None,
     topk_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
+    if len(x) <= _NORMED_TOKENS:
+        return _route_by_parts(x, router_weight, top_k, norm_p, topk_ids)
     by_token = len(x) <= _VECTOR_TOKENS
     return _route(x, router_weight, top_k, norm_p, topk_ids, by_token=by_token)
 
@@ -246,11 +307,11 @@ def _route(
     num_tokens, hidden = x.shape
     num_experts = len(router_weight)
     weights, ids = _room(x, top_k, topk_ids)
-    arguments = (x, router_weight, weights, ids, num_tokens, hidden, num_experts, norm_p or 1.0)
+    arguments = (x, router_weight, weights, ids, num_tokens, hidden, num_experts)
     shared = _sizes(x, router_weight, top_k, norm_p)
     if by_token:
         _route_token_kernel[(num_tokens,)](
-            *arguments, **_steps(hidden, shared["EXPERTS"], _HELD), num_warps=16, **shared
+            *arguments, **_steps(hidden, shared["EXPERTS"]), num_warps=16, **shared
         )
     else:
         wide, tiles = x.dtype == torch.float32, triton.cdiv(num_tokens, _ROWS)
@@ -275,18 +336,17 @@ def _room(x: Tensor, top_k: int, topk_ids: Tensor | None) -> tuple[Tensor, Tenso
 def _sizes(x: Tensor, router_weight: Tensor, top_k: int, norm_p: float | None) -> dict[str, Any]:
     return {
         "TOP_K": top_k,
-        "CHOICES": triton.next_power_of_2(top_k),
         "EXPERTS": max(16, triton.next_power_of_2(len(router_weight))),
-        "HAS_NORM": norm_p is not None,
+        "NORM_P": norm_p,
         **early_launch(x),
     }
 
 
-def _steps(hidden: int, experts: int, held: int) -> dict[str, int]:
+def _steps(hidden: int, experts: int) -> dict[str, int]:
     """Over the inputs of one token."""
-    depth = max(128, 16384 // experts)  # 32 registers a thread for the sums
-    steps = triton.cdiv(hidden, depth)
-    return {"STEPS": steps, "HELD": min(steps, held), "DEPTH": depth}
+    depth = max(128, _STEP_WEIGHTS // experts)
+    steps = int(triton.cdiv(hidden, depth))
+    return {"STEPS": steps, "HELD": min(steps, _HELD), "DEPTH": depth}
 
 
 @norm_route.register("cuda")
@@ -304,33 +364,66 @@ def norm_route_cuda(
     centred: bool,
 ) -> tuple[Routed, Tensor]:
     num_tokens, hidden = x.shape
+    is_few = num_tokens <= _NORMED_TOKENS
     alone = goes_by_pairs(down, num_tokens * top_k)
     in_tiles = not alone and goes_by_tiles(down, x)
-    quantizes = in_tiles and isinstance(down, Fp8Tensor)
-    if num_tokens > _NORMED_TOKENS:
+    quantizes = isinstance(down, Fp8Tensor) and (is_few or in_tiles)
+    if not is_few:
         made = norm_rows(x, residual, norm_weight, eps, centred=centred, quantized=quantizes)
         assert made.rows is not None  # wanted
         chosen = route_cuda(made.rows, router_weight, top_k, norm_p, topk_ids)
         return Routed(made.rows, *chosen, made.quantized), made.stream
     x, residual = x.contiguous(), residual.contiguous()
-    stream, normed = torch.empty_like(x), torch.empty_like(x)
-    weights, ids = _room(x, top_k, topk_ids)
     quantized = Fp8Tensor.empty((num_tokens, hidden), x.device) if quantizes else None
-    values, scales = (x, x) if quantized is None else (quantized.values, quantized.scales)
-    num_here, num_pairs = down.shape[0], num_tokens * top_k
+    made = Normed(torch.empty_like(x), quantized, torch.empty_like(x))
+    num_here = down.shape[0]
     is_whole = num_here == len(router_weight)  # else experts get other numbers
-    groups = not alone and is_whole and num_tokens <= _GROUPED_TOKENS
-    grouping = empty_grouping(num_pairs, num_here, x.device) if groups else None
+    groups = not alone and is_whole
+    grouping = empty_grouping(num_tokens * top_k, num_here, x.device) if groups else None
+    norm = NormBefore(residual, norm_weight, eps, centred)
+    chosen = _route_by_parts(x, router_weight, top_k, norm_p, topk_ids, norm, made, grouping)
+    assert made.rows is not None  # wanted
+    return Routed(made.rows, *chosen, quantized, grouping), made.stream
+
+
+def _route_by_parts(
+    x: Tensor,
+    router_weight: Tensor,
+    top_k: int,
+    norm_p: float | None,
+    topk_ids: Tensor | None,
+    norm: NormBefore | None = None,
+    made: Normed | None = None,
+    grouping: Grouping | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`route` of a few tokens, each by several programs; of their norm, which goes to `made`. Fills
+    `grouping`, of experts that are all here."""
+    x = x.contiguous()
+    num_tokens, hidden = x.shape
+    weights, ids = _room(x, top_k, topk_ids)
+    shared = _sizes(x, router_weight, top_k, norm_p)
+    experts = shared["EXPERTS"]
+    depth = max(128, _PART_WEIGHTS // experts)
+    num_parts = int(triton.cdiv(hidden, depth))
+    sums = torch.empty(num_tokens, num_parts, experts, dtype=torch.float32, device=x.device)
+    before: tuple[Any, ...] = (x, x, x, x, x, x, 0.0)
+    quantized = None if made is None else made.quantized
+    if norm is not None and made is not None:
+        values, scales = (x, x) if quantized is None else (quantized.values, quantized.scales)
+        before = (
+            norm.residual, norm.weight, made.stream, made.rows, values, scales, norm.eps
+        )  # fmt: skip
     grouped = (x, x, x)
     if grouping is not None:
         grouped = (grouping.pairs, grouping.places, grouping.offsets)
-    shared = _sizes(x, router_weight, top_k, norm_p)
-    _norm_route_kernel[(num_tokens,)](
-        x, residual, norm_weight, stream, normed, values, scales, eps,
-        *grouped, counters(x.device, 1), num_here,
-        router_weight, weights, ids, num_tokens, hidden, len(router_weight), norm_p or 1.0,
-        CENTRED=centred, QUANTIZED=quantizes, BLOCK=triton.next_power_of_2(hidden),
-        PAIRS=max(16, triton.next_power_of_2(num_pairs)) if groups else 0, HERE=padded(num_here),
-        **_steps(hidden, shared["EXPERTS"], _NORM_HELD), num_warps=16, **shared,
+    _parts_kernel[(num_tokens, num_parts + (norm is not None))](
+        x, *before, router_weight, sums, counters(x.device, 1), weights, ids, *grouped,
+        num_tokens, hidden, len(router_weight),
+        NORMS=norm is not None, CENTRED=norm is not None and norm.centred,
+        QUANTIZED=quantized is not None,
+        GROUPS=0 if grouping is None else len(grouping.offsets) - 1,
+        TOKENS=next(room for room in _ROOMS if num_tokens <= room),
+        BLOCK=triton.next_power_of_2(hidden), PARTS=num_parts, DEPTH=depth,
+        num_warps=_NORMED_WARPS, **shared,
     )  # fmt: skip
-    return Routed(normed, weights, ids, quantized, grouping), stream
+    return weights, ids
