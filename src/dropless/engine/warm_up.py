@@ -80,9 +80,10 @@ class _Kind:
 def _kinds(max_rows: int, max_model_len: int, step_token_budget: int) -> Iterator[_Kind]:
     """What is chosen by the number of tokens, then what is by that of sequences."""
     yield _Kind(1, has_chunks=False, num_keys=max_model_len)
+    longest = 1 << (max_model_len.bit_length() - 1)
     for size in _SIZES[1:]:
-        if size <= max_model_len:
-            yield _Kind(size)
+        if size < 2 * step_token_budget:
+            yield _Kind(size, max(1, size // longest))
     for count in batch_buckets(max_rows)[1:]:
         yield _Kind(count, count, has_chunks=False, num_keys=max_model_len)
     for count in sorted({min(size, max_rows) + 1 for size in token_buckets(step_token_budget)}):
