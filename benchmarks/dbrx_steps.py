@@ -24,8 +24,11 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -52,6 +55,21 @@ MAX_LEN = 2048
 BUDGET = 8192  # tokens of a step
 
 
+@dataclass(frozen=True)
+class Ceilings:
+    """What the GPU does at best."""
+
+    bandwidth: float  # bytes a second that are copied, read and written
+    rates: dict[Precision, float]  # operations a second of large products
+
+    @classmethod
+    def measured(cls) -> Ceilings:
+        """By a process that ends, or what libraries keep for it would take memory from the model: a
+        large batch needs all for its cache."""
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return cls(pool.submit(copy_bandwidth).result(), pool.submit(matrix_rates).result())
+
+
 def copy_bandwidth() -> float:
     """Bytes a second, read and written, of a large copy; the best of several."""
     source = torch.empty(2**32, dtype=torch.uint8, device="cuda").random_()
@@ -64,7 +82,10 @@ def copy_bandwidth() -> float:
         end.record()
         torch.cuda.synchronize()
         times.append(begin.elapsed_time(end) / 1e3)
-    return 2 * source.nbytes / min(times)
+    moved = 2 * source.nbytes
+    del source, target
+    torch.cuda.empty_cache()  # what a library keeps after this must not lie in this memory
+    return moved / min(times)
 
 
 def matrix_rates() -> dict[Precision, float]:
@@ -207,12 +228,14 @@ def summary(trace: torch.profiler.profile, steps: int) -> str:
 
 
 def measure(engine: Engine, batch: int) -> dict[str, float]:
+    preempted = engine.stats().preemptions
     seconds(engine, batch, OUTPUT + 1)
     first = min(seconds(engine, batch, 1) for _ in range(2))
     return {
         "batch": batch,
         "step_ms": (seconds(engine, batch, OUTPUT + 1) - first) / OUTPUT * 1e3,
         "prefill_tokens_per_s": batch * INPUT / first,
+        "preemptions": engine.stats().preemptions - preempted,  # more than 0: the cache is small
     }
 
 
@@ -230,10 +253,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "dbrx_steps.json")
     arguments = parser.parse_args()
     batches = [int(batch) for batch in arguments.batches.split(",")]
-    bandwidth = copy_bandwidth()
-    torch.cuda.empty_cache()  # or what the library keeps lies in the copy's memory, and holds it
-    rates = matrix_rates()
-    torch.cuda.empty_cache()
+    ceilings = Ceilings.measured()
+    bandwidth, rates = ceilings.bandwidth, ceilings.rates
     shape = json.loads((resolve("dbrx", allow_shapes=True) / "config.json").read_text())
     config = {**shape, "n_layers": arguments.layers}
     model = parse_config(config)
@@ -261,10 +282,11 @@ def main() -> None:
             )
         )
         with made as (engine, load_seconds):
+            cache_blocks = engine.stats().kv_blocks_total
             print(
                 f"loaded in {load_seconds:.1f} s; copies at {bandwidth / 1e12:.2f} TB/s,"
                 f" products at {rates['none'] / 1e12:.0f} TFLOP/s, in 8 bits"
-                f" {rates['fp8'] / 1e12:.0f}"
+                f" {rates['fp8'] / 1e12:.0f}; cache of {cache_blocks:,} blocks"
             )
             for batch in batches:
                 if arguments.profile:
@@ -283,7 +305,8 @@ def main() -> None:
                     f"batch {batch:4d}: step {row['step_ms']:6.2f} ms, limit {limit:6.2f} ms,"
                     f" {limit / row['step_ms']:4.0%};"
                     f" prefill {row['prefill_tokens_per_s']:,.0f} tok/s,"
-                    f" {share:.0%} of {row['prefill_limit_tokens_per_s']:,.0f}",
+                    f" {share:.0%} of {row['prefill_limit_tokens_per_s']:,.0f};"
+                    f" {row['preemptions']} preemptions",
                     flush=True,
                 )
     document = {
@@ -299,6 +322,7 @@ def main() -> None:
         "copy_tb_s": bandwidth / 1e12,
         "matrix_tflop_s": {name: rate / 1e12 for name, rate in rates.items()},
         "load_seconds": load_seconds,
+        "cache_blocks": cache_blocks,
         "rows": rows,
         "profiles": profiles,
     }
