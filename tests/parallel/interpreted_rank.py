@@ -10,11 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dropless.ops.moe import ExpertOutputs
 from dropless.ops.norm import layer_norm, rms_norm
 from dropless.ops.triton.all_reduce import ARENA_BYTES, Ring, all_reduce_, all_reduce_norm
 from dropless.parallel.group import Norm
 
-from .one_shot_checks import norm_holds, parts_of, rounds, sum_in_rank_order
+from .one_shot_checks import (
+    norm_holds,
+    norm_of_experts_holds,
+    parts_of,
+    rounds,
+    sum_in_rank_order,
+)
 from .team import CPU
 
 DTYPES = (torch.float32, torch.float16)  # the interpreter cuts bfloat16s instead of rounding
@@ -29,7 +36,7 @@ def interpreted_rank(rank: int, size: int, folder: Path) -> None:
     ring = Ring(addresses, addresses[rank], broken, patience=1_000_000)
 
     def sum_norm(
-        norm: Norm, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+        norm: Norm, x: Tensor | ExpertOutputs, residual: Tensor, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         return all_reduce_norm(x, residual, weight, eps, ring, centred=norm is layer_norm)
 
@@ -38,7 +45,10 @@ def interpreted_rank(rank: int, size: int, folder: Path) -> None:
         assert torch.equal(all_reduce_(x, ring), sum_in_rank_order(parts)), (i, parts.dtype)
         if i % 4 == 0:
             rows = parts_of(i, size, 1 + i % 3, 600 + i, dtype=DTYPES[i // 4 % 2])
-            norm_holds(sum_norm, (layer_norm, rms_norm)[i // 8], rows, rank, CPU)
+            norm = (layer_norm, rms_norm)[i // 8]
+            norm_holds(sum_norm, norm, rows, rank, CPU)
+            rows = parts_of(i, size, 2 * (1 + i % 3), 600 + i, dtype=DTYPES[i // 4 % 2])
+            norm_of_experts_holds(sum_norm, norm, rows, rank, CPU)
     assert broken.item() == 0
     if rank == 0:  # one more, for which nobody comes
         all_reduce_(torch.ones(3), Ring(addresses, addresses[0], broken, patience=50))

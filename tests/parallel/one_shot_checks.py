@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from dropless.ops.moe import ExpertOutputs, combine
 from dropless.ops.norm import layer_norm, rms_norm
 from dropless.parallel.group import Group, Norm
 
 EPS = 1e-5
 STOPPED_S = 60.0
 DTYPES = (torch.bfloat16, torch.float32, torch.float16)
-SumNorm = Callable[[Norm, Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+SumNorm = Callable[[Norm, Tensor | ExpertOutputs, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 def parts_of(seed: int, size: int, *shape: int, dtype: torch.dtype) -> Tensor:
@@ -45,17 +46,43 @@ def rounds(
 
 
 def norm_holds(
-    sum_norm: SumNorm, norm: Norm, parts: Tensor, rank: int, device: torch.device
+    sum_norm: SumNorm,
+    norm: Norm,
+    parts: Tensor,
+    rank: int,
+    device: torch.device,
+    x: ExpertOutputs | None = None,
 ) -> None:
-    """`parts`: [size, T, hidden]. The summed stream to the bit, the norm to its rounding."""
+    """`parts`: [size, T, hidden]; x, if given, is this rank's before the sum over experts. The
+    summed stream to the bit, the norm to its rounding."""
     residual, weight = parts_of(99, 2, *parts.shape[1:], dtype=parts.dtype).to(device)
-    x = parts[rank].to(device)
-    normed, summed = sum_norm(norm, x, residual, weight[0], EPS)
+    part = parts[rank].to(device) if x is None else x
+    normed, summed = sum_norm(norm, part, residual, weight[0], EPS)
     expected, stream = norm.reference(sum_in_rank_order(parts).to(device), residual, weight[0], EPS)
     assert torch.equal(summed, stream)
     torch.testing.assert_close(
         normed, expected, rtol=2e-2 if parts.itemsize == 2 else 1e-5, atol=1e-5
     )
+
+
+def norm_of_experts_holds(
+    sum_norm: SumNorm, norm: Norm, rows: Tensor, rank: int, device: torch.device
+) -> None:
+    """`rows`: [size, 2 * T, hidden], what the two experts of each token made. Their weights are
+    powers of two, so that sums round alike in any order; some second experts are not here."""
+    num_tokens = rows.shape[1] // 2
+    ids = torch.tensor([[0, 1], [2, 7]]).repeat(num_tokens, 1)[:num_tokens]
+    weights = torch.tensor([0.5, 0.25], dtype=rows.dtype).repeat(num_tokens, 1)
+    rows = rows.clone()
+    rows[:, 3::4] = torch.nan  # of those that are not here
+
+    def outputs(of_rank: int, device: torch.device) -> ExpertOutputs:
+        made, *chosen = (part.to(device) for part in (rows[of_rank], weights, ids))
+        return ExpertOutputs(made, None, *chosen, num_experts=4)
+
+    cpu = torch.device("cpu")
+    parts = torch.stack([combine.reference(outputs(peer, cpu)) for peer in range(len(rows))])
+    norm_holds(sum_norm, norm, parts, rank, device, outputs(rank, device))
 
 
 def check_rounds_without_a_pause(group: Group) -> None:
@@ -116,6 +143,9 @@ def check_norms(group: Group) -> None:
             parts = parts_of(tokens, group.size, tokens, hidden, dtype=dtype)
             for norm in (layer_norm, rms_norm):
                 norm_holds(group.all_reduce_norm, norm, parts, group.rank, device)
+        for tokens in (1, 3, 300):
+            rows = parts_of(tokens, group.size, 2 * tokens, 1000, dtype=dtype)
+            norm_of_experts_holds(group.all_reduce_norm, layer_norm, rows, group.rank, device)
     group.check()
 
 

@@ -80,7 +80,7 @@ def _see(
 
 @triton.jit
 def _nothing(ROWS: tl.constexpr, DIM: tl.constexpr):
-    """What `_attend` begins with, if no key was seen."""
+    """What `_see` begins with, when no key was seen."""
     top = tl.full([ROWS], float("-inf"), tl.float32)
     return tl.zeros([ROWS, DIM], tl.float32), top, tl.zeros([ROWS], tl.float32)
 
