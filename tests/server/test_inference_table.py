@@ -30,7 +30,12 @@ StartServer = Callable[..., ServerProcess]
 
 PAYLOAD = TableName("main", "default", "tiny_payload")
 SAMPLED = TableName("ml", "logs", "half_payload")
-ASK: Any = {"model": MODEL_ID, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+ASK: Any = {
+    "model": MODEL_ID,
+    "messages": [{"role": "user", "content": "hi"}],
+    "max_tokens": 4,
+    "ignore_eos": True,  # a model of random weights may end at once
+}
 ROWS_S = 20.0
 
 

@@ -36,7 +36,8 @@ class Company:
         return httpx.Client(base_url=self.server.url, headers=headers, timeout=30)
 
     def ask(self, user: str, text: str, model: str = "tiny", **fields: Any) -> httpx.Response:
-        body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 3}
+        body: dict[str, Any] = {"model": model, "max_tokens": 3, "ignore_eos": True}
+        body["messages"] = [{"role": "user", "content": text}]
         with self.client(user) as client:
             return client.post("/v1/chat/completions", json={**body, **fields})
 
