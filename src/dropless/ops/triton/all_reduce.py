@@ -29,9 +29,9 @@ import triton.language as tl
 from torch import Tensor
 
 from dropless.ops.moe import ExpertOutputs
-from dropless.ops.triton.combine import weighted_sum
+from dropless.ops.triton.combine import operands_of, row_or_sum
 from dropless.ops.triton.launch import after_previous, early_launch, warps_of_row
-from dropless.ops.triton.norm import norm_of
+from dropless.ops.triton.norm import norm_of, stream_with
 
 SLOTS = 256
 SLOT_BYTES = 16 * 1024
@@ -153,17 +153,13 @@ def _all_reduce_norm_kernel(
     weight = tl.load(weight_ptr + columns, inside, 0.0)
     after_previous(EARLY)
     residual = tl.load(residual_ptr + row + columns, inside, 0.0)
-    if TOP_K > 0:
-        part = weighted_sum(
-            x_ptr, x_ptr, topk_weights_ptr, ids_ptr, token, columns, inside, hidden, num_experts,
-            TOP_K, False,
-        )  # fmt: skip
-        part = part.to(x_ptr.dtype.element_ty)  # as between two kernels
-    else:
-        part = tl.load(x_ptr + row + columns, inside, 0.0)
+    part = row_or_sum(
+        x_ptr, x_ptr, topk_weights_ptr, ids_ptr, token, columns, inside, hidden, num_experts,
+        TOP_K, False,
+    )  # fmt: skip
     total = _sum_over_ranks(part, columns, inside, arenas, own, broken_ptr, patience, RANKS)
     # Rounded before the residual is added, as it is between two kernels.
-    summed = (total.to(part.dtype).to(tl.float32) + residual.to(tl.float32)).to(part.dtype)
+    summed = stream_with(total.to(part.dtype), residual)
     tl.store(summed_ptr + row + columns, summed, inside)
     normed = norm_of(summed.to(tl.float32), weight, inside, hidden, eps, CENTRED)
     tl.store(normed_ptr + row + columns, normed, inside)
@@ -193,11 +189,8 @@ def all_reduce_norm(
     """`(normed, summed)` of the sum of every rank's x, and of residual, all [T, hidden] in x's
     dtype: what `all_reduce_` and then `layer_norm` (`centred`) or `rms_norm` give. Contiguous, at
     most `SLOTS` tokens of at most `SLOT_BYTES`; what experts made is in the order of pairs."""
-    made, topk_weights, topk_ids, num_experts, top_k = x, x, x, 0, 0
-    if isinstance(x, ExpertOutputs):
-        assert x.places is None
-        made, topk_weights, topk_ids = x.made, x.topk_weights, x.topk_ids
-        num_experts, top_k = x.num_experts, topk_ids.shape[1]
+    assert isinstance(x, Tensor) or x.places is None
+    made, _, topk_weights, topk_ids, num_experts, top_k = operands_of(x)
     num_tokens, hidden = residual.shape
     normed, summed = torch.empty_like(residual), torch.empty_like(residual)
     block = triton.next_power_of_2(hidden)

@@ -39,6 +39,32 @@ def weighted_sum(
 
 
 @triton.jit
+def row_or_sum(
+    x_ptr, places_ptr, topk_weights_ptr, ids_ptr, token, columns, inside, hidden, num_experts,
+    TOP_K: tl.constexpr, PLACED: tl.constexpr,
+):  # fmt: skip
+    """These columns of one token of x; with TOP_K, of what its experts made, summed and rounded as
+    between two kernels. Arguments as from `operands_of`."""
+    if TOP_K > 0:
+        total = weighted_sum(
+            x_ptr, places_ptr, topk_weights_ptr, ids_ptr, token, columns, inside, hidden,
+            num_experts, TOP_K, PLACED,
+        )  # fmt: skip
+        return total.to(x_ptr.dtype.element_ty)
+    return tl.load(x_ptr + token.to(tl.int64) * hidden + columns, inside, 0.0)
+
+
+def operands_of(x: Tensor | ExpertOutputs) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int]:
+    """Rows, their places, weights and ids, the numbers of experts and of choices; of a plain tensor
+    itself in place of what is not read, and no choices."""
+    if isinstance(x, Tensor):
+        x = x.contiguous()
+        return x, x, x, x, 0, 0
+    places = x.made if x.places is None else x.places
+    return x.made, places, x.topk_weights, x.topk_ids, x.num_experts, x.topk_ids.shape[1]
+
+
+@triton.jit
 def _combine_kernel(
     made_ptr, places_ptr, topk_weights_ptr, ids_ptr, out_ptr, hidden, num_experts,
     TOP_K: tl.constexpr, PLACED: tl.constexpr, COLUMNS: tl.constexpr, EARLY: tl.constexpr,

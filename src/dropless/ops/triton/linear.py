@@ -13,7 +13,7 @@ from torch import Tensor
 from dropless.ops.fp8 import Fp8Tensor
 from dropless.ops.linear import linear
 from dropless.ops.moe import ExpertOutputs
-from dropless.ops.triton.combine import weighted_sum
+from dropless.ops.triton.combine import operands_of, row_or_sum
 from dropless.ops.triton.fp8 import (
     Tokens,
     halves_of,
@@ -24,7 +24,7 @@ from dropless.ops.triton.fp8 import (
     times_eight,
 )
 from dropless.ops.triton.launch import after_previous, arrives_last, counters, early_launch
-from dropless.ops.triton.norm import NormBefore, norm_of
+from dropless.ops.triton.norm import NormBefore, norm_of, stream_with
 from dropless.ops.triton.tiles import Tile, fixed_tile, tile_for
 
 MAX_TILE_TOKENS = 256
@@ -62,17 +62,14 @@ def _vector_kernel(
     after_previous(EARLY)
     if HAS_RESIDUAL:
         residual = tl.load(residual_ptr + depth, depth < size, 0.0)
-    if TOP_K > 0:
-        x = weighted_sum(
-            x_ptr, x_ptr, topk_weights_ptr, ids_ptr, 0, depth, depth < size, size, num_experts,
-            TOP_K, False,
-        )  # fmt: skip
-        x = x.to(x_ptr.dtype.element_ty)  # as between two kernels
-    else:
-        x = tl.load(x_ptr + depth, depth < size, 0.0)
+    token = tl.full((), 0, tl.int32)  # the only one
+    x = row_or_sum(
+        x_ptr, x_ptr, topk_weights_ptr, ids_ptr, token, depth, depth < size, size, num_experts,
+        TOP_K, False,
+    )  # fmt: skip
     if NORMED:
         if HAS_RESIDUAL:
-            x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
+            x = stream_with(x, residual)
         if HAS_RESIDUAL or TOP_K > 0:
             tl.store(summed_ptr + depth, x, (depth < size) & (tl.program_id(0) == 0))
         wide = x.to(tl.float32)
@@ -186,13 +183,8 @@ def linear_by_vector(
     experts made is in the order of pairs, and normed. (Two tokens in one program: measured, no
     faster than tiles where rows are not of 8192.)"""
     num_outputs, size = weight.shape
-    made, topk_weights, topk_ids, num_experts, top_k = x, x, x, 0, 0
-    if isinstance(x, ExpertOutputs):
-        assert x.places is None
-        assert norm is not None
-        made, topk_weights, topk_ids = x.made, x.topk_weights, x.topk_ids
-        num_experts, top_k = x.num_experts, topk_ids.shape[1]
-    assert isinstance(made, Tensor)
+    assert isinstance(x, Tensor) or (x.places is None and norm is not None)
+    made, _, topk_weights, topk_ids, num_experts, top_k = operands_of(x)
     out = made.new_empty(1, num_outputs)
     residual = None if norm is None else norm.residual
     is_new = residual is not None or top_k > 0

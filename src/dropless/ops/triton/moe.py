@@ -19,7 +19,7 @@ from dropless.ops.moe import (
     unsummed_experts,
 )
 from dropless.ops.triton.dispatch import dispatch, dispatch_quantized
-from dropless.ops.triton.fp8 import Tokens, is_aligned, parts
+from dropless.ops.triton.fp8 import Tokens, has_whole_words, is_aligned, parts
 from dropless.ops.triton.grouped import down_grouped, gate_up_grouped
 from dropless.ops.triton.grouping import find_tile, group_pairs, num_tiles, padded
 from dropless.ops.triton.launch import after_previous
@@ -156,7 +156,7 @@ def goes_by_pairs(down: Tensor | Fp8Tensor, num_pairs: int) -> bool:
     if isinstance(down, Tensor):
         return num_pairs <= _PAIRS
     hidden, width = down.shape[1:]
-    is_in_words = hidden % 8 == 0 and width % 8 == 0
+    is_in_words = has_whole_words(down) and hidden % 8 == 0  # hidden: inputs of gate and up
     return num_pairs <= _PAIRS // 2 and width <= _SHORT_WIDTH and is_in_words
 
 

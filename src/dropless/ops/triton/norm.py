@@ -14,9 +14,15 @@ from torch import Tensor
 from dropless.ops.fp8 import Fp8Tensor
 from dropless.ops.moe import ExpertOutputs
 from dropless.ops.norm import layer_norm, rms_norm
-from dropless.ops.triton.combine import weighted_sum
+from dropless.ops.triton.combine import operands_of, row_or_sum
 from dropless.ops.triton.fp8 import scale_of, to_fp8
 from dropless.ops.triton.launch import after_previous, early_launch, warps_of_row
+
+
+@triton.jit
+def stream_with(x, residual):
+    """The residual stream with x in it, in x's type."""
+    return (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
 
 
 @triton.jit
@@ -60,16 +66,12 @@ def _norm_kernel(
     after_previous(EARLY)
     if HAS_RESIDUAL:
         residual = tl.load(residual_ptr + at, inside, 0.0)
-    if TOP_K > 0:
-        total = weighted_sum(
-            x_ptr, places_ptr, topk_weights_ptr, ids_ptr, token, columns, inside, hidden,
-            num_experts, TOP_K, PLACED,
-        )  # fmt: skip
-        x = total.to(x_ptr.dtype.element_ty)  # as between two kernels
-    else:
-        x = tl.load(x_ptr + at, inside, 0.0)
+    x = row_or_sum(
+        x_ptr, places_ptr, topk_weights_ptr, ids_ptr, token, columns, inside, hidden, num_experts,
+        TOP_K, PLACED,
+    )  # fmt: skip
     if HAS_RESIDUAL:
-        x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
+        x = stream_with(x, residual)
     if HAS_RESIDUAL or TOP_K > 0:
         tl.store(summed_ptr + at, x, inside)
     normed = norm_of(x.to(tl.float32), weight, inside, hidden, eps, CENTRED)
@@ -114,7 +116,7 @@ def norm_rows(
     quantized: bool = False,
 ) -> Normed:
     """`layer_norm` (`centred`) or `rms_norm`: as rows, quantised, or both."""
-    made, places, topk_weights, topk_ids, num_experts, top_k = _parts(x)
+    made, places, topk_weights, topk_ids, num_experts, top_k = operands_of(x)
     num_tokens, hidden = x.shape
     shape, dtype, device = (num_tokens, hidden), made.dtype, made.device
     is_new = residual is not None or top_k > 0
@@ -132,16 +134,6 @@ def norm_rows(
         BLOCK=block, num_warps=warps_of_row(block), **early_launch(made),
     )  # fmt: skip
     return Normed(normed, tokens, summed)
-
-
-def _parts(x: Tensor | ExpertOutputs) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int]:
-    """Rows, their places, weights and ids, the numbers of experts and of choices; of a plain tensor
-    itself in place of what is not read, and no choices."""
-    if isinstance(x, Tensor):
-        x = x.contiguous()
-        return x, x, x, x, 0, 0
-    places = x.made if x.places is None else x.places
-    return x.made, places, x.topk_weights, x.topk_ids, x.num_experts, x.topk_ids.shape[1]
 
 
 def _norm(

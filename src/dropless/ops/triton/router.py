@@ -17,7 +17,14 @@ from dropless.ops.triton.fp8 import scale_of, to_fp8
 from dropless.ops.triton.grouping import empty_grouping, group_choices, scatter
 from dropless.ops.triton.launch import after_previous, arrives_last, counters, early_launch
 from dropless.ops.triton.moe import goes_by_pairs, goes_by_tiles
-from dropless.ops.triton.norm import NormBefore, Normed, norm_rows, norm_statistics, normed_by
+from dropless.ops.triton.norm import (
+    NormBefore,
+    Normed,
+    norm_rows,
+    norm_statistics,
+    normed_by,
+    stream_with,
+)
 
 # Up to here a program for each token, which reads all router weights, is faster than matrix units.
 _VECTOR_TOKENS = 128
@@ -176,7 +183,7 @@ def _parts_kernel(
         part_residual = tl.load(residual_ptr + row + depth, there, 0.0)
         x = tl.load(x_ptr + row + columns, inside, 0.0)
         residual = tl.load(residual_ptr + row + columns, inside, 0.0)
-        x = _stream(x, residual)
+        x = stream_with(x, residual)
         mean, scale = norm_statistics(x.to(tl.float32), inside, hidden, eps, CENTRED)
         if part == PARTS:
             tl.store(summed_ptr + row + columns, x, inside)
@@ -190,7 +197,7 @@ def _parts_kernel(
                 tl.store(at, to_fp8(normed_row, fp8_scale), inside)
                 tl.store(scales_ptr + token, fp8_scale)
             return
-        part_x = _stream(normed, part_residual).to(tl.float32)
+        part_x = stream_with(normed, part_residual).to(tl.float32)
         normed = normed_by(part_x, mean, scale, part_weight).to(x.dtype)
     sums = tl.sum(router.to(tl.float32) * normed.to(tl.float32)[None, :], 1)
     tl.store(sums_ptr + (token * PARTS + part) * EXPERTS + experts, sums)
@@ -206,12 +213,6 @@ def _parts_kernel(
         group_choices(
             ranks, num_tokens, pairs_ptr, places_ptr, offsets_ptr, TOP_K, TOKENS, EXPERTS, GROUPS
         )
-
-
-@triton.jit
-def _stream(x, residual):
-    """The residual stream with x in it, in x's type."""
-    return (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
 
 
 @triton.jit
