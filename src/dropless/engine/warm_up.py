@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,8 +18,7 @@ from dropless.models.decoder import CausalLM
 from dropless.ops.attention import PagedBatch
 from dropless.parallel.group import Group
 
-# Numbers of tokens of a step; between two of them no other kernel is chosen.
-_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_BLOCKS = 2  # of the model: all others are as the second one
 _FEW_KEYS = (16, 128, 256)  # sequences as short as these are cut into fewer parts
 
 
@@ -37,32 +36,39 @@ def warm_up(
     cache_folder: Path,
     progress: Callable[[str, float], None],
 ) -> None:
-    """Compute steps of all kinds into `spare_block`, which belongs to no sequence, each rank by
-    itself. Tiles of shapes that no table has are measured first and kept in `cache_folder`, which
-    takes up to a minute."""
+    """Go through steps of all kinds, each rank by itself, in `spare_block`, which belongs to no
+    sequence. Kernels are compiled side by side and not launched. Tiles of shapes that no table has
+    are measured first and kept in `cache_folder`, which takes up to a minute."""
+    from dropless.ops.triton.dry_run import compiling, dry_run
     from dropless.ops.triton.tuning import read_cache, tune_for
 
-    def compute(kind: _Kind) -> None:
-        torch.cuda.set_device(device)
-        with torch.inference_mode():
-            hidden = model(_step(kind, kv_caches, spare_block, device))
-            if not kind.has_chunks:
-                model.logits(hidden)
+    short = replace(model, blocks=model.blocks[:_BLOCKS])
 
+    def compute(model: CausalLM, kind: _Kind) -> None:
+        hidden = model(_step(kind, kv_caches, spare_block, device))
+        if not kind.has_chunks:
+            model.logits(hidden)
+
+    def look() -> None:
+        with dry_run():
+            compute(short, _Kind(8))
+
+    torch.cuda.set_device(device)
     read_cache(cache_folder)
     progress("compiling kernels", 0.0)
     with group.alone():
         tune_for(
-            lambda: compute(_Kind(8)),
+            look,
             lambda done: progress("measuring kernels", done),
             folder=cache_folder if group.rank == 0 else None,
         )
-        kinds = list(_kinds(max_rows, max_model_len, step_token_budget))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # compilers run side by side
-            for done, _ in enumerate(pool.map(compute, kinds)):
-                progress("compiling kernels", (done + 1) / len(kinds))
-        if step_token_budget > MOST_TOKENS:  # alone, for the memory that it takes
-            compute(_Kind(min(step_token_budget, max_model_len)))
+        with ThreadPoolExecutor(os.cpu_count()) as pool, compiling(pool) as compilations:
+            for kind in _kinds(max_rows, max_model_len, step_token_budget):
+                compute(short, kind)
+            for done, _ in enumerate(as_completed(compilations), 1):
+                progress("compiling kernels", done / len(compilations))
+        if step_token_budget > MOST_TOKENS:  # no graph will have computed these before a request
+            compute(model, _Kind(min(step_token_budget, max_model_len)))
     torch.cuda.synchronize(device)
 
 
@@ -81,9 +87,11 @@ def _kinds(max_rows: int, max_model_len: int, step_token_budget: int) -> Iterato
     """What is chosen by the number of tokens, then what is by that of sequences."""
     yield _Kind(1, has_chunks=False, num_keys=max_model_len)
     longest = 1 << (max_model_len.bit_length() - 1)
-    for size in _SIZES[1:]:
-        if size < 2 * step_token_budget:
-            yield _Kind(size, max(1, size // longest))
+    # Between two powers of two no other kernel is chosen.
+    powers = (1 << power for power in range(1, step_token_budget.bit_length()))
+    for size in sorted({*powers, step_token_budget}):
+        count = -(-size // longest)
+        yield _Kind(size - size % count, count)
     for count in batch_buckets(max_rows)[1:]:
         yield _Kind(count, count, has_chunks=False, num_keys=max_model_len)
     for count in sorted({min(size, max_rows) + 1 for size in token_buckets(step_token_budget)}):
