@@ -30,6 +30,8 @@ from dropless.ops.triton.tiles import Tile, fixed_tile, tile_for
 # with fewer instructions, up to half as many, if they are short: then it is launches that count.
 _PAIRS = 8
 _SHORT_WIDTH = 2048
+# A tile of so many rows and more, of which but half are there, is computed as one of half as many.
+_HALVED = tl.constexpr(64)
 TILED_TOKENS = 512  # above so many arithmetic is the limit, not reading the weights
 
 
@@ -40,12 +42,33 @@ def _gate_up_kernel(
     EXPERTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     SCALED: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """A tile of silu(gate x) * (up x): gate and up share the loads of x. The weights are the left
-    factor, for matrix units want 64 rows there and need but 8 columns on the right."""
+    """A tile of silu(gate x) * (up x)."""
     after_previous(EARLY)
     expert, first_row, stop = find_tile(offsets_ptr, tl.program_id(0), EXPERTS, ROWS)
     if expert >= num_experts:
         return
+    rows = (pairs_ptr, first_row, stop)
+    if ROWS >= _HALVED and stop - first_row <= ROWS // 2:
+        _gate_up_rows(
+            x_ptr, x_scales_ptr, weight_ptr, scales_ptr, rows, out_ptr, hidden, width, expert,
+            top_k, ROWS // 2, COLUMNS, DEPTH, SCALED, PRECISION,
+        )  # fmt: skip
+    else:
+        _gate_up_rows(
+            x_ptr, x_scales_ptr, weight_ptr, scales_ptr, rows, out_ptr, hidden, width, expert,
+            top_k, ROWS, COLUMNS, DEPTH, SCALED, PRECISION,
+        )  # fmt: skip
+
+
+@triton.jit
+def _gate_up_rows(
+    x_ptr, x_scales_ptr, weight_ptr, scales_ptr, rows, out_ptr, hidden, width, expert, top_k,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    SCALED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gate and up share the loads of x. The weights are the left factor, for matrix units want 64
+    rows there and need but 8 columns on the right."""
+    pairs_ptr, first_row, stop = rows
     rows = first_row + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     tokens = tl.load(pairs_ptr + rows, rows < stop, 0) // top_k
@@ -83,11 +106,33 @@ def _down_kernel(
     expert, first_row, stop = find_tile(offsets_ptr, tl.program_id(0), EXPERTS, ROWS)
     if expert >= num_experts:
         return
+    rows = (pairs_ptr, first_row, stop)
+    weight_ptr += expert.to(tl.int64) * expert_stride
+    scales_ptr += expert * hidden
+    if ROWS >= _HALVED and stop - first_row <= ROWS // 2:
+        _down_rows(
+            made_ptr, made_scales_ptr, weight_ptr, scales_ptr, rows, out_ptr, hidden, width,
+            out_stride, in_stride, ROWS // 2, COLUMNS, DEPTH, SCALED, PRECISION,
+        )  # fmt: skip
+    else:
+        _down_rows(
+            made_ptr, made_scales_ptr, weight_ptr, scales_ptr, rows, out_ptr, hidden, width,
+            out_stride, in_stride, ROWS, COLUMNS, DEPTH, SCALED, PRECISION,
+        )  # fmt: skip
+
+
+@triton.jit
+def _down_rows(
+    made_ptr, made_scales_ptr, weight_ptr, scales_ptr, rows, out_ptr, hidden, width,
+    out_stride, in_stride,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    SCALED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    pairs_ptr, first_row, stop = rows
     rows = first_row + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     made_at = made_ptr + rows[None, :].to(tl.int64) * width
-    at = weight_ptr + expert.to(tl.int64) * expert_stride
-    at += columns[:, None].to(tl.int64) * out_stride
+    at = weight_ptr + columns[:, None].to(tl.int64) * out_stride
     total = tl.zeros([COLUMNS, ROWS], tl.float32)
     for begin in range(0, width, DEPTH):
         depth = begin + tl.arange(0, DEPTH)
@@ -98,7 +143,7 @@ def _down_kernel(
         total = tl.dot(w, made, total, input_precision=PRECISION)
     if SCALED:
         made_scales = tl.load(made_scales_ptr + rows, rows < stop, 0.0)
-        scales = tl.load(scales_ptr + expert * hidden + columns, columns < hidden, 0.0)
+        scales = tl.load(scales_ptr + columns, columns < hidden, 0.0)
         total *= scales[:, None] * made_scales[None, :]
     pairs = tl.load(pairs_ptr + rows, rows < stop, 0).to(tl.int64)
     inside = (rows[None, :] < stop) & (columns[:, None] < hidden)
