@@ -33,6 +33,9 @@ class Counter:
         self._left: dict[str, int] = {}
         self._steps = 0
 
+    def known_grammar(self, message: EngineRequest) -> object:  # noqa: ARG002 (as the engine's)
+        return None
+
     def compile_grammar(self, message: EngineRequest) -> object:
         raise NotImplementedError
 

@@ -34,7 +34,7 @@ from .traffic import make_request
 
 class SlowCompiler:
     """An engine each of whose steps gives every request a token for ever, and which compiles a
-    grammar when it `may_compile`: "bad" and "broken" raise."""
+    grammar when it `may_compile`: "bad" and "broken" raise. It knows the grammar "known"."""
 
     def __init__(self) -> None:
         self.may_compile = threading.Event()
@@ -49,6 +49,10 @@ class SlowCompiler:
         if message.params.grammar.text == "broken":
             raise ZeroDivisionError
         return object()
+
+    def known_grammar(self, message: EngineRequest) -> object:
+        grammar = message.params.grammar
+        return object() if grammar is not None and grammar.text == "known" else None
 
     def add_request(self, request: EngineRequest) -> None:
         self.added.append(request.request_id)
@@ -137,6 +141,16 @@ def test_others_get_tokens_while_a_grammar_is_compiled(
     assert constrained.request_id not in engine.added
     engine.may_compile.set()
     client.wait_for_token(constrained)
+
+
+def test_a_known_grammar_waits_for_no_other(engine: SlowCompiler, client: Client) -> None:
+    unknown, known = with_grammar("a"), with_grammar("known")
+    client.send(unknown)
+    client.send(known)
+    client.wait_for_token(known)
+    assert engine.added == [known.request_id]
+    engine.may_compile.set()
+    client.wait_for_token(unknown)
 
 
 def test_owners_take_turns(engine: SlowCompiler, client: Client) -> None:

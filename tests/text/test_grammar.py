@@ -312,3 +312,12 @@ def test_compiling_tells_how_long_it_has_worked() -> None:
     COMPILER.compiled("json_schema", json.dumps(schema), worked.append)
     assert worked
     assert all(0.0 <= seconds < 2.0 for seconds in worked)
+
+
+def test_what_was_compiled_is_known() -> None:
+    assert COMPILER.known("regex", "known [0-9]{3}") is None
+    compiled = COMPILER.compiled("regex", "known [0-9]{3}")
+    assert COMPILER.known("regex", "known [0-9]{3}") is compiled
+    assert COMPILER.known("choice", "known [0-9]{3}") is None
+    whatever = COMPILER.compiled("json_object", "")
+    assert COMPILER.known("json_object", "is ignored") is whatever

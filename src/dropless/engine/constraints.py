@@ -54,6 +54,11 @@ class Constraints:
         """
         return self._compiler.compiled(grammar.kind, grammar.text, pace)
 
+    def known(self, grammar: GrammarSpec) -> CompiledGrammar | None:
+        """The grammar, if nothing needs compiling for it: not even the vocabulary."""
+        is_ready = "_compiler" in vars(self)
+        return self._compiler.known(grammar.kind, grammar.text) if is_ready else None
+
     def matcher(self, grammar: GrammarSpec, generated: Sequence[int]) -> OutputMatcher:
         """A matcher that has followed `generated` already.
 

@@ -122,6 +122,11 @@ class Engine:
         grammar = message.params.grammar
         return None if grammar is None else self._constraints.compile(grammar, self._beside_steps)
 
+    def known_grammar(self, message: EngineRequest) -> CompiledGrammar | None:
+        """What `compile_grammar` would give, if that is compiled already."""
+        grammar = message.params.grammar
+        return None if grammar is None else self._constraints.known(grammar)
+
     def _beside_steps(self, worked_s: float) -> None:
         if self.has_work():
             time.sleep(_REST * worked_s)

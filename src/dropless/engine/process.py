@@ -44,6 +44,7 @@ class Steppable(Protocol):
     """What the loop needs of `dropless.engine.engine.Engine`."""
 
     def compile_grammar(self, message: EngineRequest) -> object: ...
+    def known_grammar(self, message: EngineRequest) -> object: ...
     def add_request(self, request: EngineRequest) -> None: ...
     def abort(self, request_ids: list[str]) -> list[TokenDelta]: ...
     def has_work(self) -> bool: ...
@@ -80,7 +81,8 @@ def _handle(
         waited = [TokenDelta(name, [], "abort") for name in grammars.abort(message.request_ids)]
         mailbox.post(StepDeltas(waited + engine.abort(message.request_ids)))
     elif isinstance(message, EngineRequest):
-        if message.params.grammar is None:
+        known = engine.known_grammar(message)  # held until the request holds it
+        if message.params.grammar is None or known is not None:
             _or_refuse(mailbox, message, lambda: engine.add_request(message))
         else:
             _or_refuse(mailbox, message, lambda: grammars.put(message))

@@ -215,7 +215,7 @@ class GrammarCompiler:
         Raises:
             GrammarError: as `compile`.
         """
-        name = (kind, "" if kind == "json_object" else text)
+        name = _name_of(kind, text)
         compiled = self._held.get(name)
         if compiled is None:
             compiled = self._held[name] = self._compile(*name, pace)
@@ -225,6 +225,10 @@ class GrammarCompiler:
             if len(self._latest) > _CACHED_GRAMMARS:
                 self._latest.popitem(last=False)
         return compiled
+
+    def known(self, kind: str, text: str) -> CompiledGrammar | None:
+        """What `compiled` would give without compiling, if it has that."""
+        return self._held.get(_name_of(kind, text))
 
     def check_budget(self, matcher: OutputMatcher, max_tokens: int) -> None:
         """Refuse a budget in which no valid output fits.
@@ -324,6 +328,10 @@ class _TokenizerView:
         # A line break in front takes the leading space that this tokenizer adds.
         before = self._tokenizer.encode("\n")
         return self._tokenizer.encode("\n" + text)[len(before) :]
+
+
+def _name_of(kind: str, text: str) -> tuple[str, str]:
+    return kind, "" if kind == "json_object" else text
 
 
 def _source(kind: str, text: str) -> str:
