@@ -44,14 +44,14 @@ def warm_up(
 
     short = replace(model, blocks=model.blocks[:_BLOCKS])
 
-    def compute(model: CausalLM, kind: _Kind) -> None:
-        hidden = model(_step(kind, kv_caches, spare_block, device))
+    def compute(kind: _Kind) -> None:
+        hidden = short(_step(kind, kv_caches, spare_block, device))
         if not kind.has_chunks:
-            model.logits(hidden)
+            short.logits(hidden)
 
     def look() -> None:
         with dry_run():
-            compute(short, _Kind(8))
+            compute(_Kind(8))
 
     torch.cuda.set_device(device)
     read_cache(cache_folder)
@@ -64,11 +64,11 @@ def warm_up(
         )
         with ThreadPoolExecutor(os.cpu_count()) as pool, compiling(pool) as compilations:
             for kind in _kinds(max_rows, max_model_len, step_token_budget):
-                compute(short, kind)
+                compute(kind)
             for done, _ in enumerate(as_completed(compilations), 1):
                 progress("compiling kernels", done / len(compilations))
         if step_token_budget > MOST_TOKENS:  # no graph will have computed these before a request
-            compute(model, _Kind(min(step_token_budget, max_model_len)))
+            compute(_Kind(min(step_token_budget, max_model_len)))
     torch.cuda.synchronize(device)
 
 
